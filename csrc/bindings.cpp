@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python module of one backend: described tensors in, kernels called, errors raised.
+//
+// A tensor arrives as the tuple (address, dtype code, sizes, strides) that fastkd/_native.py makes.
+// The gate in fastkd/_front.py has seen to types, devices and dispatch; what is checked here again is
+// what would otherwise read or write out of bounds.
+#include <pybind11/pybind11.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "core/logit_layout.h"
+#include "cpu/parallel.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace fastkd {
+namespace {
+
+[[noreturn]] void reject(const std::string& what) {
+  throw std::invalid_argument("fastkd native call: " + what);
+}
+
+int64_t as_int(PyObject* object) {
+  const long long value = PyLong_AsLongLong(object);
+  if (value == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return static_cast<int64_t>(value);
+}
+
+int read_sizes(PyObject* tuple, int64_t* out) {
+  if (!PyTuple_Check(tuple)) reject("sizes and strides must be tuples");
+  const Py_ssize_t rank = PyTuple_GET_SIZE(tuple);
+  if (rank > kMaxRank) reject("a tensor has more than 8 dimensions");
+  for (Py_ssize_t i = 0; i < rank; ++i) out[i] = as_int(PyTuple_GET_ITEM(tuple, i));
+  return static_cast<int>(rank);
+}
+
+// None gives data == nullptr.
+TensorRef read_tensor(const py::object& object) {
+  TensorRef tensor;
+  if (object.is_none()) return tensor;
+  PyObject* tuple = object.ptr();
+  if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 4) {
+    reject("expected (address, dtype, sizes, strides)");
+  }
+  tensor.data = reinterpret_cast<void*>(as_int(PyTuple_GET_ITEM(tuple, 0)));
+  const int64_t dtype = as_int(PyTuple_GET_ITEM(tuple, 1));
+  if (dtype < 0 || dtype > 2) reject("unknown dtype code " + std::to_string(dtype));
+  tensor.dtype = static_cast<Dtype>(dtype);
+  tensor.rank = read_sizes(PyTuple_GET_ITEM(tuple, 2), tensor.sizes);
+  if (read_sizes(PyTuple_GET_ITEM(tuple, 3), tensor.strides) != tensor.rank) {
+    reject("sizes and strides differ in length");
+  }
+  int64_t elements = 1;
+  for (int i = 0; i < tensor.rank; ++i) elements *= tensor.sizes[i];
+  if (tensor.data == nullptr && elements != 0) {
+    throw std::runtime_error(
+        "fastkd: a tensor has no storage (was it freed by resize_(0) or sharding?)");
+  }
+  return tensor;
+}
+
+void check_same_rows(const TensorRef& a, const TensorRef& b, int dim, bool same_classes) {
+  bool same = a.rank == b.rank;
+  for (int i = 0; same && i < a.rank; ++i) {
+    same = a.sizes[i] == b.sizes[i] || (i == dim && !same_classes);
+  }
+  if (!same) reject("shapes differ");
+}
+
+void raise_on_failure(const Outcome& outcome) {
+  switch (outcome.status) {
+    case Status::kOk:
+      return;
+    case Status::kTargetOutOfRange:
+      throw py::index_error(std::to_string(outcome.row));  // fastkd/_native.py words it
+    case Status::kOutOfMemory:
+      throw std::bad_alloc();
+    case Status::kThreadPoolFailed:
+      throw std::runtime_error("fastkd: torch's thread pool reported a failure");
+  }
+}
+
+// Whether the kernels read these strides in place; otherwise the caller copies to contiguous rows.
+LogitLayout layout_of(const TensorRef& student, const TensorRef& teacher, const TensorRef& grad,
+                      bool has_grad, int dim) {
+  const TensorRef* tensors[3] = {&student, &teacher, &grad};
+  return LogitLayout(tensors, has_grad ? 3 : 2, dim);
+}
+
+bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, int64_t dim,
+                  double num_items, const py::object& student_logits,
+                  const py::object& teacher_logits, int64_t target, int64_t sample_weight,
+                  int64_t loss, int64_t unscale, const py::object& grad_student) {
+  const TensorRef student = read_tensor(student_logits);
+  const TensorRef teacher = read_tensor(teacher_logits);
+  const TensorRef grad = read_tensor(grad_student);
+  const bool has_grad = !grad_student.is_none();
+  if (dim < 0 || dim >= student.rank) reject("dim is out of range");
+  check_same_rows(student, teacher, static_cast<int>(dim), false);
+  if (has_grad) {
+    check_same_rows(student, grad, static_cast<int>(dim), true);
+    if (grad.dtype != student.dtype) reject("the gradient must have the student's dtype");
+  }
+  if (student.sizes[dim] < 1 || teacher.sizes[dim] < 1) reject("no classes");
+  const LogitLayout layout = layout_of(student, teacher, grad, has_grad, static_cast<int>(dim));
+  if (!layout.supported()) return false;
+
+  LogitArgs args;
+  args.outer = layout.outer();
+  args.inner = layout.inner();
+  args.student = layout.view(student, 0);
+  args.teacher = layout.view(teacher, 1);
+  if (has_grad) args.grad = layout.view(grad, 2);
+  args.target = reinterpret_cast<const int64_t*>(target);
+  args.sample_weight = reinterpret_cast<const float*>(sample_weight);
+  args.loss = reinterpret_cast<float*>(loss);
+  args.unscale = reinterpret_cast<float*>(unscale);
+  RowOptions rows = row_options;
+  rows.num_items = num_items;
+  rows.batch_size = student.rank == 1 ? 1 : student.sizes[dim == 0 ? 1 : 0];
+  Outcome outcome;
+  {
+    const py::gil_scoped_release release;
+    outcome = kd_loss(args, rows, options);
+  }
+  raise_on_failure(outcome);
+  return true;
+}
+
+bool scale_gradient_call(int64_t dim, const py::object& grad_object, const py::object& out_object,
+                         int64_t grad_loss, bool per_row, int64_t unscale) {
+  const TensorRef grad = read_tensor(grad_object);
+  const TensorRef out = read_tensor(out_object);
+  if (dim < 0 || dim >= grad.rank) reject("dim is out of range");
+  check_same_rows(grad, out, static_cast<int>(dim), true);
+  if (grad.dtype != out.dtype) reject("dtypes differ");
+  const LogitLayout layout = layout_of(grad, out, out, false, static_cast<int>(dim));
+  if (!layout.supported()) return false;
+  ScaleArgs args;
+  args.outer = layout.outer();
+  args.inner = layout.inner();
+  args.grad = layout.view(grad, 0);
+  args.out = layout.view(out, 1);
+  args.grad_loss = reinterpret_cast<const float*>(grad_loss);
+  args.per_row = per_row;
+  args.unscale = reinterpret_cast<const float*>(unscale);
+  Outcome outcome;
+  {
+    const py::gil_scoped_release release;
+    outcome = scale_gradient(args);
+  }
+  raise_on_failure(outcome);
+  return true;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(FASTKD_MODULE, m) {
+  m.doc() = "Kernels of one fastkd backend; call them through fastkd.";
+  py::class_<KdLossOptions>(m, "KdLossOptions")
+      .def(py::init([](float temperature, float soft_weight, float hard_weight,
+                       float label_smoothing) {
+             return KdLossOptions{temperature, soft_weight, hard_weight, label_smoothing};
+           }),
+           py::arg("temperature"), py::arg("soft_weight"), py::arg("hard_weight"),
+           py::arg("label_smoothing"));
+  py::class_<RowOptions>(m, "RowOptions")
+      .def(py::init([](int reduction, int64_t ignore_index) {
+             if (reduction < 0 || reduction > 3) reject("unknown reduction code");
+             RowOptions rows;
+             rows.reduction = static_cast<Reduction>(reduction);
+             rows.ignore_index = ignore_index;
+             return rows;
+           }),
+           py::arg("reduction"), py::arg("ignore_index"));
+  m.def("kd_loss", &kd_loss_call);
+  m.def("scale_gradient", &scale_gradient_call);
+  m.def("set_parallel_for", [](int64_t address) {
+    cpu::set_parallel_for(reinterpret_cast<cpu::ParallelFor>(address));
+  });
+}
+
+}  // namespace fastkd

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a kernel of a logit-level loss is given. Plain pointers and sizes; no ownership.
+#pragma once
+
+#include "core/dtype.h"
+
+namespace fastkd {
+
+// Logits of any rank, seen as [outer, classes, inner] around the class dimension. Strides count
+// elements and may be anything the drivers accept (see logit_layout.h).
+struct LogitView {
+  void* data = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  int64_t classes = 0;
+  int64_t stride_outer = 0;
+  int64_t stride_class = 1;
+  int64_t stride_inner = 0;
+
+  template <class T>
+  T* at(int64_t outer, int64_t inner) const {
+    return static_cast<T*>(data) + outer * stride_outer + inner * stride_inner;
+  }
+};
+
+enum class Reduction : int32_t { kNone = 0, kSum = 1, kMean = 2, kBatchMean = 3 };
+
+// Which rows count and how their losses become one number; the same for every logit loss.
+struct RowOptions {
+  Reduction reduction = Reduction::kMean;
+  int64_t ignore_index = -100;
+  int64_t batch_size = 1;   // denominator of kBatchMean
+  double num_items = -1.0;  // >= 0 replaces the denominator of kMean and kBatchMean
+};
+
+// rows = outer * inner, row = outer_index * inner + inner_index.
+struct LogitArgs {
+  int64_t outer = 0;
+  int64_t inner = 0;
+  LogitView student;
+  LogitView teacher;
+  LogitView grad;                        // the student's shape; data == nullptr: no gradient wanted
+  const int64_t* target = nullptr;       // [rows], or nullptr: no hard term
+  const float* sample_weight = nullptr;  // [rows], or nullptr: every row weighs 1
+  float* loss = nullptr;                 // [rows] for kNone, else [1]
+  float* unscale = nullptr;              // [1]: stored gradient * unscale = gradient of the loss
+
+  int64_t rows() const { return outer * inner; }
+};
+
+}  // namespace fastkd

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows whose classes are strided, (N, C, H, W) with dim=1: lanes run along neighbouring rows (pixels).
+//
+// A tile of pixels by all classes is copied once into dense float planes: read in place, the class
+// stride (a power of two for most maps) would put every class into the same cache set. Exponentials
+// then replace the logits in the tile, and the gradient is written from them.
+#pragma once
+
+#include "cpu/memory.h"
+#include "cpu/parallel.h"
+#include "cpu/softmax_call.h"
+#include "cpu/vec_memory.h"
+
+namespace fastkd::cpu {
+
+constexpr int kMaxTileVectors = 8;
+
+template <class Loss>
+class ColumnDriver {
+  using State = typename Loss::template State<Vec>;
+  using HardState = typename Loss::template HardState<Vec>;
+  using GradScale = typename Loss::template GradScale<Vec>;
+  using Exps = typename Loss::template Exps<Vec>;
+
+ public:
+  explicit ColumnDriver(const SoftmaxCall<Loss>& call)
+      : call_(call),
+        shared_(call.shared_classes()),
+        classes_(call.args.student.classes),
+        vectors_(tile_vectors(call)),
+        tiles_per_outer_((call.args.inner + pixels() - 1) / pixels()),
+        out_of_memory_(false) {}
+
+  Outcome run() {
+    constexpr int64_t kElementsPerTask = 16384;
+    const int64_t grain = kElementsPerTask / (classes_ * pixels()) + 1;
+    auto body = [&](int64_t begin, int64_t end) { tiles(begin, end); };
+    if (!parallel_for(call_.args.outer * tiles_per_outer_, grain, body)) {
+      return {Status::kThreadPoolFailed, -1};
+    }
+    if (out_of_memory_) return {Status::kOutOfMemory, -1};
+    return {};
+  }
+
+ private:
+  // Planes of one tile, each [classes, pixels()].
+  struct Tile {
+    float* plane[3];     // student, teacher, third exponential
+    int64_t outer, first_pixel;
+    int pixels;          // of this tile; the last one of a map may be short
+  };
+
+  // Lanes of one vector of the tile, kept from the statistics to the gradient.
+  struct Lanes {
+    Vec max_student, max_teacher, max_tail;
+    Vec weight, target;
+    GradScale scale;
+    HardState hard;
+  };
+
+  // As many pixels as keep the planes within half of a typical L2 cache, and long runs of memory.
+  static int tile_vectors(const SoftmaxCall<Loss>& call) {
+    constexpr int64_t kTileBytes = int64_t{256} << 10;
+    const int64_t vector_bytes = call.args.student.classes * Loss::kExps * kLanes * 4;
+    const int preferred = call.args.student.dtype == Dtype::kFloat32 ? 4 : kMaxTileVectors;
+    int vectors = preferred;
+    while (vectors > 1 && vectors * vector_bytes > kTileBytes) vectors /= 2;
+    return vectors;
+  }
+
+  int64_t pixels() const { return vectors_ * kLanes; }
+
+  void tiles(int64_t begin, int64_t end) {
+    const int64_t plane = classes_ * pixels();
+    const Scratch<float> scratch(Loss::kExps * plane);
+    if (scratch.data() == nullptr) {
+      __atomic_store_n(&out_of_memory_, true, __ATOMIC_RELAXED);
+      return;
+    }
+    Tile tile{};
+    for (int k = 0; k < Loss::kExps; ++k) tile.plane[k] = scratch.data() + k * plane;
+    Lanes lanes[kMaxTileVectors];
+    for (int64_t index = begin; index < end; ++index) {
+      tile.outer = index / tiles_per_outer_;
+      tile.first_pixel = index % tiles_per_outer_ * pixels();
+      const int64_t left = call_.args.inner - tile.first_pixel;
+      tile.pixels = static_cast<int>(left < pixels() ? left : pixels());
+      read(tile, lanes);
+      for (int v = 0; v * kLanes < tile.pixels; ++v) sum(tile, v, lanes[v]);
+      if (call_.wants_grad()) write(tile, lanes);
+    }
+    if (call_.wants_grad()) fence_streaming();
+  }
+
+  // Fills the planes and finds the maxima.
+  void read(const Tile& tile, Lanes* lanes) const {
+    for (int v = 0; v < vectors_; ++v) {
+      lanes[v].max_student = lanes[v].max_teacher = lanes[v].max_tail = Vec(kLowest);
+    }
+    const LogitArgs& args = call_.args;
+    read_plane(args.student, tile, tile.plane[0], 0, shared_,
+               [&](int v, Vec x) { lanes[v].max_student = max(x, lanes[v].max_student); });
+    read_plane(args.teacher, tile, tile.plane[1], 0, shared_,
+               [&](int v, Vec x) { lanes[v].max_teacher = max(x, lanes[v].max_teacher); });
+    read_plane(args.student, tile, tile.plane[0], shared_, classes_,
+               [&](int v, Vec x) { lanes[v].max_tail = max(x, lanes[v].max_tail); });
+  }
+
+  template <class Maximum>
+  void read_plane(const LogitView& view, const Tile& tile, float* plane, int64_t begin, int64_t end,
+                  Maximum maximum) const {
+    visit(view.dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      const T* source = view.template at<const T>(tile.outer, tile.first_pixel);
+      for (int64_t c = begin; c < end; ++c) {
+        const T* pixels_of_class = source + c * view.stride_class;
+        float* out = plane + c * pixels();
+        int v = 0;
+        for (; (v + 1) * kLanes <= tile.pixels; ++v) {
+          const Vec x = load(pixels_of_class + v * kLanes);
+          x.store(out + v * kLanes);
+          maximum(v, x);
+        }
+        if (v * kLanes < tile.pixels) {
+          const Vec x = load_first(pixels_of_class + v * kLanes, tile.pixels - v * kLanes, 0.0f);
+          x.store(out + v * kLanes);
+          maximum(v, x);
+        }
+      }
+    });
+  }
+
+  // Statistics, losses and gradient scales of sixteen pixels; exponentials replace the logits.
+  void sum(const Tile& tile, int v, Lanes& lanes) const {
+    const Vec label_logit = label_logits(tile, v, lanes);
+    float* student = tile.plane[0] + v * kLanes;
+    float* planes[3] = {student, tile.plane[1] + v * kLanes, nullptr};
+    if constexpr (Loss::kExps == 3) planes[2] = tile.plane[2] + v * kLanes;
+    State state = Loss::start(lanes.max_student, lanes.max_teacher);
+    for (int64_t c = 0, at = 0; c < shared_; ++c, at += pixels()) {
+      const Exps exps =
+          Loss::update(call_.params, state, load(student + at), load(planes[1] + at), AllLanes{});
+      for (int k = 0; k < Loss::kExps; ++k) exps.value[k].store(planes[k] + at);
+    }
+    lanes.hard = Loss::hard_state(state);
+    if (classes_ > shared_) {
+      HardState tail = Loss::start_hard(lanes.max_tail);
+      for (int64_t c = shared_; c < classes_; ++c) {
+        Loss::update_hard(tail, load(student + c * pixels()), AllLanes{});
+      }
+      lanes.hard = Loss::combine_hard(lanes.hard, tail, static_cast<float>(shared_),
+                                      static_cast<float>(classes_ - shared_));
+    }
+    const float classes = static_cast<float>(classes_);
+    const Vec loss = Loss::finish(call_.params, state, lanes.hard, label_logit, classes);
+    const int count = tile.pixels - v * kLanes;
+    float* out = call_.row_loss + first_row(tile, v);
+    const Vec weighted = zero_where_zero(lanes.weight, lanes.weight * loss);
+    if (count >= kLanes) {
+      weighted.store(out);
+    } else {
+      store_first(out, weighted, count);
+    }
+    if (call_.wants_grad()) {
+      lanes.scale = Loss::grad_scale(call_.params, state, lanes.hard,
+                                     lanes.weight * Vec(call_.grad_factor), classes);
+    }
+  }
+
+  int64_t first_row(const Tile& tile, int v) const {
+    return tile.outer * call_.args.inner + tile.first_pixel + v * kLanes;
+  }
+
+  // Also the lanes' weights and targets, which the gradient needs again.
+  Vec label_logits(const Tile& tile, int v, Lanes& lanes) const {
+    float weight[kLanes] = {}, target[kLanes] = {}, label_logit[kLanes] = {};
+    const float* student = tile.plane[0] + v * kLanes;
+    for (int lane = 0; lane < kLanes && v * kLanes + lane < tile.pixels; ++lane) {
+      const int64_t row = first_row(tile, v) + lane;
+      weight[lane] = call_.weights(row);
+      if (Loss::kHard && weight[lane] != 0.0f) {
+        const int64_t y = call_.args.target[row];
+        target[lane] = static_cast<float>(y);
+        label_logit[lane] = student[y * pixels() + lane];
+      }
+    }
+    lanes.weight = Vec::load(weight);
+    lanes.target = Vec::load(target);
+    return Vec::load(label_logit);
+  }
+
+  void write(const Tile& tile, const Lanes* lanes) const {
+    visit(call_.args.grad.dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      T* out = call_.args.grad.template at<T>(tile.outer, tile.first_pixel);
+      const bool streaming =
+          call_.streaming && reinterpret_cast<uintptr_t>(out) % (sizeof(T) * kLanes) == 0 &&
+          call_.args.grad.stride_class % kLanes == 0;
+      for (int64_t c = 0; c < classes_; ++c) {
+        T* pixels_of_class = out + c * call_.args.grad.stride_class;
+        int v = 0;
+        for (; (v + 1) * kLanes <= tile.pixels; ++v) {
+          const Vec grad = grad_at(tile, c, v, lanes[v]);
+          if (streaming) {
+            store_streaming(pixels_of_class + v * kLanes, grad);
+          } else {
+            store(pixels_of_class + v * kLanes, grad);
+          }
+        }
+        if (v * kLanes < tile.pixels) {
+          store_first(pixels_of_class + v * kLanes, grad_at(tile, c, v, lanes[v]),
+                      tile.pixels - v * kLanes);
+        }
+      }
+    });
+  }
+
+  Vec grad_at(const Tile& tile, int64_t c, int v, const Lanes& lanes) const {
+    const int64_t at = c * pixels() + v * kLanes;
+    Vec grad(0.0f);
+    if (c < shared_) {
+      Exps exps;
+      for (int k = 0; k < Loss::kExps; ++k) exps.value[k] = load(tile.plane[k] + at);
+      grad = Loss::grad(lanes.scale, exps);
+    } else if constexpr (Loss::kHard) {
+      grad = Loss::grad_hard_only(lanes.scale, load(tile.plane[0] + at) - lanes.hard.max);
+    }
+    if constexpr (Loss::kHard) {
+      grad = grad - where_equal(Vec(static_cast<float>(c)), lanes.target, lanes.scale.label);
+    }
+    return zero_where_zero(lanes.weight, grad);
+  }
+
+  const SoftmaxCall<Loss>& call_;
+  const int64_t shared_, classes_;
+  const int vectors_;
+  const int64_t tiles_per_outer_;
+  bool out_of_memory_;
+};
+
+}  // namespace fastkd::cpu

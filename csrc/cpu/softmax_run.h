@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of a softmax-type loss: rows are weighed, a driver does the work, the losses are reduced.
+//
+//   kd_loss.cpp (picks the functor) -> run_softmax -> RowDriver | ColumnDriver -> losses/*.h
+#pragma once
+
+#include "cpu/column_driver.h"
+#include "cpu/row_driver.h"
+
+namespace fastkd::cpu {
+
+// Gradients above this bypass the caches: the consumer would find them evicted anyway.
+constexpr int64_t kStreamingBytes = int64_t{16} << 20;
+
+// A power of two that lifts a float16 gradient out of the subnormals: |gradient| <= bound < 2^13
+// after it. scale_gradient takes it back when grad_loss (often a loss scale of 2^16) is known.
+inline float float16_prescale(double bound) {
+  if (!(bound > 0.0) || bound > 1e30) return 1.0f;
+  int exponent = 0;
+  frexp(bound, &exponent);  // bound < 2^exponent
+  const int shift = 13 - exponent;
+  return ldexpf(1.0f, shift < -60 ? -60 : shift > 60 ? 60 : shift);
+}
+
+template <class Loss>
+Outcome run_softmax(const LogitArgs& args, const RowOptions& rows,
+                    const typename Loss::Params& params) {
+  const RowWeights weights{args.target, args.sample_weight, rows.ignore_index};
+  const RowCensus census = take_census(args, weights);
+  if (census.outcome.status != Status::kOk) return census.outcome;
+  const double inverse = inverse_denominator(rows, census.total_weight);
+  float prescale = 1.0f;
+  if (args.grad.data != nullptr && args.grad.dtype == Dtype::kFloat16) {
+    prescale = float16_prescale(Loss::grad_bound(params) * census.largest_weight * inverse);
+  }
+  if (args.unscale != nullptr) *args.unscale = 1.0f / prescale;
+
+  const bool reduce = rows.reduction != Reduction::kNone;
+  const Scratch<float> row_losses(reduce ? args.rows() : 0);
+  if (row_losses.data() == nullptr) return {Status::kOutOfMemory, -1};
+  const int64_t grad_bytes = args.rows() * args.student.classes * element_size(args.grad.dtype);
+  const SoftmaxCall<Loss> call{args,
+                               params,
+                               weights,
+                               static_cast<float>(inverse * prescale),
+                               reduce ? row_losses.data() : args.loss,
+                               (getenv("NT") ? atoi(getenv("NT"))!=0 : grad_bytes >= kStreamingBytes)};
+  if (call.wants_grad()) advise_huge_pages(args.grad.data, grad_bytes);
+  const bool contiguous_classes = args.student.stride_class == 1 && args.teacher.stride_class == 1 &&
+                                  args.grad.stride_class == 1;
+  const Outcome outcome =
+      contiguous_classes ? RowDriver<Loss>(call).run() : ColumnDriver<Loss>(call).run();
+  if (outcome.status == Status::kOk && reduce) {
+    *args.loss = static_cast<float>(ordered_sum(row_losses.data(), args.rows()) * inverse);
+  }
+  return outcome;
+}
+
+}  // namespace fastkd::cpu

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sixteen float lanes on every CPU, so that sums round alike on all of them.
+//
+// One struct over the widest registers the build allows: 1 x AVX-512, 2 x AVX2, or 4 x 128 bits of
+// plain compiler vectors (SSE2, NEON, anything). The losses see the free functions at the end.
+#pragma once
+
+#include <string.h>
+
+#include "core/math.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace fastkd::cpu {
+
+constexpr int kLanes = 16;
+
+#if defined(__AVX512F__)
+constexpr int kNativeLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kNativeLanes = 8;
+#else
+constexpr int kNativeLanes = 4;
+#endif
+constexpr int kParts = kLanes / kNativeLanes;
+
+typedef float Native __attribute__((vector_size(4 * kNativeLanes)));
+typedef int32_t NativeInt __attribute__((vector_size(4 * kNativeLanes)));
+
+// ---- what one register does -------------------------------------------------------------------
+
+inline Native splat(float x) { return x - Native{}; }  // x - 0 is x, even for -0
+
+// max(a, b) is b where either is NaN: row maxima drop NaN with max(x, maximum), clamps keep it with
+// max(limit, x).
+inline Native native_max(Native a, Native b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Builds use -ffp-contract=off: a product is fused into a sum here and nowhere else.
+inline Native native_fma(Native a, Native b, Native c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// x where condition != 0 (NaN counts as not 0), else 0.
+inline Native native_zero_where_zero(Native condition, Native x) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition, _mm512_setzero_ps(), _CMP_NEQ_UQ), x);
+#else
+  return reinterpret_cast<Native>((condition != 0.0f) & reinterpret_cast<NativeInt>(x));
+#endif
+}
+
+// x where a == b, else 0.
+inline Native native_where_equal(Native a, Native b, Native x) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), x);
+#else
+  return reinterpret_cast<Native>((a == b) & reinterpret_cast<NativeInt>(x));
+#endif
+}
+
+// 2^x = 2^floor(x) * 2^rest, rest in [0, 1] by a minimax polynomial with 2^0 = 1 (relative error
+// 8e-8, after rounding at most 1.4e-7, 6e-8 rms). For x <= 0 up to rounding; -inf gives 0, and so does x < -126 (AVX-512:
+// below the subnormals).
+inline Native native_exp2_nonpositive(Native x) {
+#if defined(__AVX512F__)
+  const Native rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // -inf: 0
+#else
+  const Native clamped = native_max(splat(-127.0f), x);
+  const Native shifter = splat(12582912.0f);  // 1.5 * 2^23: the low bits of a sum are its integer
+  const Native shifted = (clamped - splat(0.5f)) + shifter;
+  const Native rest = clamped - (shifted - shifter);
+#endif
+  Native poly = splat(1.86713051e-3f);
+  poly = native_fma(poly, rest, splat(9.01702885e-3f));
+  poly = native_fma(poly, rest, splat(5.57999127e-2f));
+  poly = native_fma(poly, rest, splat(2.40164444e-1f));
+  poly = native_fma(poly, rest, splat(6.93151295e-1f));
+  poly = native_fma(poly, rest, splat(1.0f));
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(poly, x);  // by 2^floor(x)
+#else
+  const NativeInt exponent = reinterpret_cast<NativeInt>(shifted) << 23;  // drops all but floor(x)
+  const Native power = reinterpret_cast<Native>(exponent + 0x3f800000);
+  return x < -126.0f ? Native{} : poly * power;
+#endif
+}
+
+// Natural logarithm: x = 2^e * m with m in [sqrt(1/2), sqrt(2)), log(m) by a
+// minimax polynomial for 2 atanh((m - 1) / (m + 1)), relative error 8e-9 before rounding. log(0) = -inf, log(negative) and log(NaN) = NaN, log(inf) = inf.
+inline Native native_log(Native x) {
+  const Native smallest = splat(FLT_MIN);
+  const Native normal = x < smallest ? x * 8388608.0f : x;  // 2^23 lifts subnormals
+  const NativeInt bits = reinterpret_cast<NativeInt>(normal) - 0x3f3504f3;  // sqrt(1/2)
+  const NativeInt exponent = bits >> 23;
+  const Native m = reinterpret_cast<Native>((bits & 0x007fffff) + 0x3f3504f3);
+  const Native lifted = x < smallest ? splat(-23.0f) : Native{};
+  const Native e = __builtin_convertvector(exponent, Native) + lifted;
+  const Native ratio = (m - 1.0f) / (m + 1.0f);
+  const Native square = ratio * ratio;
+  Native series = splat(0.147905916f);
+  series = native_fma(series, square, splat(0.199943721f));
+  series = native_fma(series, square, splat(0.333333433f));
+  const Native twice = ratio + ratio;
+  // 0.693359375 is log(2) to 9 bits: its product with e is exact, the rest is added last.
+  const Native small = native_fma(twice * square, series, e * -2.12194440e-4f);
+  Native result = native_fma(e, splat(0.693359375f), twice + small);
+  result = x > FLT_MAX ? x : result;
+  const Native minus_infinity = splat(-INFINITY);
+  result = x == 0.0f ? minus_infinity : result;
+  const Native not_a_number = splat(NAN);
+  return x >= 0.0f ? result : not_a_number;
+}
+
+// ---- sixteen lanes ----------------------------------------------------------------------------
+
+struct Vec {
+  Native part[kParts];
+
+  Vec() = default;
+  explicit Vec(float x) {
+    for (int i = 0; i < kParts; ++i) part[i] = splat(x);
+  }
+#if defined(__AVX512F__)
+  explicit Vec(__m512 x) { part[0] = x; }
+#endif
+  static Vec load(const float* p) {
+    Vec v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  void store(float* p) const { memcpy(p, this, sizeof(*this)); }
+};
+
+template <class F>
+inline Vec each(F f) {
+  Vec out;
+  for (int i = 0; i < kParts; ++i) out.part[i] = f(i);
+  return out;
+}
+
+inline Vec operator+(Vec a, Vec b) { return each([&](int i) { return a.part[i] + b.part[i]; }); }
+inline Vec operator-(Vec a, Vec b) { return each([&](int i) { return a.part[i] - b.part[i]; }); }
+inline Vec operator*(Vec a, Vec b) { return each([&](int i) { return a.part[i] * b.part[i]; }); }
+inline Vec operator/(Vec a, Vec b) { return each([&](int i) { return a.part[i] / b.part[i]; }); }
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return each([&](int i) { return native_fma(a.part[i], b.part[i], c.part[i]); });
+}
+inline Vec max(Vec a, Vec b) {
+  return each([&](int i) { return native_max(a.part[i], b.part[i]); });
+}
+inline Vec exp2_nonpositive(Vec x) {
+  return each([&](int i) { return native_exp2_nonpositive(x.part[i]); });
+}
+inline Vec log(Vec x) {
+  return each([&](int i) { return native_log(x.part[i]); });
+}
+inline Vec zero_where_zero(Vec condition, Vec x) {
+  return each([&](int i) { return native_zero_where_zero(condition.part[i], x.part[i]); });
+}
+inline Vec where_equal(Vec a, Vec b, Vec x) {
+  return each([&](int i) { return native_where_equal(a.part[i], b.part[i], x.part[i]); });
+}
+// x < 0 becomes 0; NaN stays.
+inline Vec clamp_below_zero(Vec x) { return max(Vec(0.0f), x); }
+
+// Tree sum: lane i meets i + 8, then i + 4, i + 2, i + 1. The intrinsic adds in the same order.
+inline float sum_lanes(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(v.part[0]);
+#else
+  float lane[kLanes];
+  v.store(lane);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  }
+  return lane[0];
+#endif
+}
+
+inline float max_lanes(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v.part[0]);
+#else
+  float lane[kLanes];
+  v.store(lane);
+  float maximum = lane[0];
+  for (int i = 1; i < kLanes; ++i) maximum = lane[i] > maximum ? lane[i] : maximum;
+  return maximum;
+#endif
+}
+
+// ---- which lanes take part --------------------------------------------------------------------
+
+inline Vec keep(AllLanes, Vec v) { return v; }
+
+// The first `count` lanes.
+struct FirstLanes {
+  int count;
+};
+inline Vec keep(FirstLanes lanes, Vec v) {
+#if defined(__AVX512F__)
+  return Vec(_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << lanes.count) - 1u), v.part[0]));
+#else
+  float lane[kLanes];
+  v.store(lane);
+  for (int i = lanes.count; i < kLanes; ++i) lane[i] = 0.0f;
+  return Vec::load(lane);
+#endif
+}
+
+}  // namespace fastkd::cpu

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the losses: validated once, immutable, shared by kernels and reference."""
+
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Reduction = Literal["none", "sum", "mean", "batchmean"]
+Divergence = Literal["forward_kl"]
+
+
+@dataclass(frozen=True, slots=True)
+class KDLossOptions:
+    """The options of `kd_loss` that are not tensors; see there for their meaning."""
+
+    temperature: float = 1.0
+    alpha: float = 0.5
+    divergence: Divergence = "forward_kl"
+    dim: int = -1
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    reduction: Reduction = "mean"
+    temperature_squared: bool = True
+    common_vocab: bool = False
+
+    def __post_init__(self) -> None:
+        _check_real("temperature", self.temperature, "finite and > 0", lambda x: 0 < x < math.inf)
+        _check_real("alpha", self.alpha, "in [0, 1]", lambda x: 0 <= x <= 1)
+        _check_real("label_smoothing", self.label_smoothing, "in [0, 1]", lambda x: 0 <= x <= 1)
+        _check_choice("divergence", self.divergence, get_args(Divergence))
+        _check_choice("reduction", self.reduction, get_args(Reduction))
+        _check_type("dim", self.dim, int)
+        _check_type("ignore_index", self.ignore_index, int)
+        _check_type("temperature_squared", self.temperature_squared, bool)
+        _check_type("common_vocab", self.common_vocab, bool)
+
+    @property
+    def soft_factor(self) -> float:
+        """What multiplies the divergence: T^2 or 1."""
+        return self.temperature**2 if self.temperature_squared else 1.0
+
+
+def _check_real(name: str, value: Any, rule: str, is_valid: Any) -> None:
+    # A symbolic float (torch.compile) is no numbers.Real, but behaves as one.
+    if isinstance(value, bool) or not (
+        isinstance(value, numbers.Real) or type(value).__name__ in ("SymFloat", "SymInt")
+    ):
+        raise TypeError(f"kd_loss: {name} must be a real number, got {_describe(value)}")
+    if not is_valid(value):
+        raise ValueError(f"kd_loss: {name} must be {rule}, got {value}")
+
+
+def _check_type(name: str, value: Any, wanted: type) -> None:
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise TypeError(f"kd_loss: {name} must be {wanted.__name__}, got {_describe(value)}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"kd_loss: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"

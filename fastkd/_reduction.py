@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From row losses to the reduced loss, for the reference; the kernels do the same in csrc."""
+
+import torch
+from torch import Tensor
+
+from fastkd._options import Reduction
+
+
+def reduce_rows(
+    row_loss: Tensor,
+    weight: Tensor,
+    reduction: Reduction,
+    batch_size: int,
+    num_items: int | Tensor | None,
+) -> Tensor:
+    """Reduce weighted row losses; a denominator of 0 gives 0 with a zero gradient.
+
+    Args:
+        row_loss: losses times weights, [rows].
+        weight: weights, 0 for rows that do not count, [rows].
+        reduction: how to reduce.
+        batch_size: denominator of "batchmean".
+        num_items: replaces the denominator of "mean" and "batchmean".
+    """
+    if reduction == "none":
+        return row_loss
+    total = row_loss.sum()
+    if reduction == "sum":
+        return total
+    denominator: int | Tensor
+    if num_items is not None:
+        denominator = num_items
+    elif reduction == "mean":
+        denominator = weight.sum()
+    else:
+        denominator = batch_size
+    denominator = torch.as_tensor(denominator, dtype=total.dtype, device=total.device)
+    empty = denominator == 0
+    return torch.where(empty, total * 0, total / torch.where(empty, 1, denominator))

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The version, read by setup.py without importing the package."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Knowledge distillation with soft targets at a temperature."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from fastkd import _front, _validation
+from fastkd._options import Divergence, KDLossOptions, Reduction
+from fastkd.ops import kd_loss as ops
+from fastkd.reference import kd_loss as reference
+
+
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    alpha: float = 0.5,
+    divergence: Divergence = "forward_kl",
+    dim: int = -1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    num_items: int | Tensor | None = None,
+    temperature_squared: bool = True,
+    common_vocab: bool = False,
+) -> Tensor:
+    r"""Distil a student from a teacher's soft targets, and from labels where there are any.
+
+    With :math:`p = \mathrm{softmax}(t / T)` of the teacher and
+    :math:`q = \mathrm{softmax}(s / T)` of the student, the loss of a row is
+
+    .. math::
+        \ell = \alpha \, T^2 \, \mathrm{KL}(p \,\|\, q)
+             + (1 - \alpha) \, \mathrm{CE}(\mathrm{softmax}(s), y)
+
+    in nats, and :math:`\ell = T^2 \, \mathrm{KL}(p \| q)` without a target. The cross-entropy is taken
+    at temperature 1. A class with p = 0 adds 0, and q = 0 where p > 0 gives +inf, so logits of -inf
+    (masked classes) are legal; a row that is all -inf, or holds NaN or +inf, gives NaN. Equal logits
+    give a divergence and a gradient of exactly 0 in the kernels.
+
+    Arithmetic is float32 at least, whatever the logits' type. The gradient is computed together with
+    the loss; double backward (create_graph) runs through the PyTorch reference.
+
+    Args:
+        student_logits: (..., C, ...) with the classes in `dim`; float32, bfloat16, float16 (kernels),
+            or float64 (reference). The only argument that gets a gradient.
+        teacher_logits: the same shape, its own dtype. Need not be detached; to train the teacher
+            too, see `fastkd.reference`.
+        target: int64 class indices in [0, C), the logits' shape without `dim`. Rows whose target is
+            `ignore_index` give loss 0 and gradient 0 in both terms, whatever their logits hold.
+        temperature: T > 0.
+        alpha: weight of the distillation term, in [0, 1]; the hard term weighs 1 - alpha. (Libraries
+            disagree: torchdistill's alpha weighs the hard term.) Has no effect without a target.
+        divergence: "forward_kl", the only one so far.
+        dim: the class dimension: -1 for (N, C) and (B, T, V), 1 for (N, C, H, W).
+        ignore_index: the target value of rows that do not count.
+        label_smoothing: in [0, 1], of the hard term, as in torch.nn.functional.cross_entropy.
+        sample_weight: non-negative weight of each row, the logits' shape without `dim`, any floating
+            dtype; values are not checked. Rows of weight 0 do not count. Gets no gradient.
+        reduction: "none" (the logits' shape without `dim`), "sum", "mean" (over the rows that count,
+            by weight), or "batchmean" (sum / size of the first dimension that is not `dim`).
+        num_items: replaces the denominator of "mean" and "batchmean": gradient accumulation and data
+            parallel training need one count for all parts. 0 gives loss 0.
+        temperature_squared: whether T^2 multiplies the divergence, which keeps the gradient's scale
+            independent of T.
+        common_vocab: whether the class counts may differ (padded vocabularies). The soft term then
+            takes the first min(C_s, C_t) classes, renormalised; the hard term takes all of the
+            student's.
+
+    Returns:
+        The loss: float32, or float64 if one of the logits is. Where no row counts it is 0 with a
+        gradient of 0.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or values that do not fit.
+        IndexError: a target outside [0, C) that is not `ignore_index`.
+
+    References:
+        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531,
+        section 2.
+
+    Example:
+        >>> import torch, fastkd
+        >>> student = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
+        >>> teacher = torch.tensor([[1.0, 1.0, -2.0]])
+        >>> loss = fastkd.kd_loss(student, teacher, torch.tensor([0]), temperature=4.0, alpha=0.9)
+        >>> loss.backward()
+        >>> round(loss.item(), 4)
+        0.2964
+    """
+    return _call(
+        student_logits,
+        teacher_logits,
+        target,
+        sample_weight,
+        num_items,
+        _options(
+            temperature,
+            alpha,
+            divergence,
+            dim,
+            ignore_index,
+            label_smoothing,
+            reduction,
+            temperature_squared,
+            common_vocab,
+        ),
+    )
+
+
+class KDLoss(torch.nn.Module):
+    """Module form of `fastkd.kd_loss`: it stores the options that are not tensors."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        alpha: float = 0.5,
+        divergence: Divergence = "forward_kl",
+        dim: int = -1,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+        temperature_squared: bool = True,
+        common_vocab: bool = False,
+    ) -> None:
+        """Store the options; see `fastkd.kd_loss`."""
+        super().__init__()
+        self.options = KDLossOptions(
+            temperature,
+            alpha,
+            divergence,
+            dim,
+            ignore_index,
+            label_smoothing,
+            reduction,
+            temperature_squared,
+            common_vocab,
+        )
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        num_items: int | Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss; see `fastkd.kd_loss`."""
+        return _call(
+            student_logits, teacher_logits, target, sample_weight, num_items, self.options
+        )
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return repr(self.options).removeprefix("KDLossOptions(").removesuffix(")")
+
+
+_cached_options = functools.lru_cache(maxsize=256, typed=True)(KDLossOptions)
+
+
+def _options(*values: object) -> KDLossOptions:
+    if torch.compiler.is_compiling():  # Dynamo does not trace into a cache
+        return KDLossOptions(*values)  # type: ignore[arg-type]
+    try:
+        return _cached_options(*values)  # type: ignore[arg-type]
+    except TypeError:  # an unhashable value: construct it for the message that names it
+        return KDLossOptions(*values)  # type: ignore[arg-type]
+
+
+def _call(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None,
+    sample_weight: Tensor | None,
+    num_items: int | Tensor | None,
+    options: KDLossOptions,
+) -> Tensor:
+    if sample_weight is None and num_items is None:
+        if _front.is_ordinary_call(student, teacher, target, options.dim):
+            return ops.eager(student, teacher, target, None, None, options)
+    dim = _validation.check_logits(
+        "kd_loss", student, teacher, options.dim, same_classes=not options.common_vocab
+    )
+    if target is not None:
+        _validation.check_target("kd_loss", target, student, dim)
+    if sample_weight is not None:
+        _validation.check_sample_weight("kd_loss", sample_weight, student, dim)
+    if num_items is not None:
+        _validation.check_num_items("kd_loss", num_items, options.reduction, student)
+
+    path = _front.choose_path(student, teacher, target, sample_weight)
+    if path == "eager":
+        return ops.eager(student, teacher, target, sample_weight, num_items, options)
+    if path == "compiled":
+        return ops.compiled(student, teacher, target, sample_weight, num_items, options)
+    if target is not None and not _front.in_transform() and _front.is_plain(target):
+        _validation.check_target_range("kd_loss", target, options.ignore_index, student.shape[dim])
+    return reference.evaluate(
+        student,
+        teacher.detach(),
+        target,
+        sample_weight=None if sample_weight is None else sample_weight.detach(),
+        num_items=num_items,
+        options=options,
+    )

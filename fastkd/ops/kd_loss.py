@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kd_loss over its kernel: the eager autograd function and the registered op.
+
+Both compute the gradient for grad_loss = 1 in the forward call, while the logits are in cache, and
+scale it in backward. float16 gradients are stored times a power of two, out of the subnormals, and
+scaled back with grad_loss (`unscale`).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastkd import _native
+from fastkd._options import KDLossOptions
+from fastkd._validation import target_out_of_range
+from fastkd.reference.kd_loss import evaluate
+
+
+class Result(NamedTuple):
+    """What the kernel gives."""
+
+    loss: Tensor
+    grad: Tensor | None  # for grad_loss = 1, times 1 / unscale
+    unscale: Tensor | None  # [] float32; None: 1
+
+
+def forward(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None,
+    sample_weight: Tensor | None,
+    num_items: int | Tensor | None,
+    options: KDLossOptions,
+    with_grad: bool,
+) -> Result:
+    """Run the kernel on plain CPU tensors."""
+    dim = options.dim % student.ndim
+    if target is not None and not target.is_contiguous():
+        target = target.contiguous()
+    if sample_weight is not None:
+        sample_weight = sample_weight.detach().to(torch.float32).contiguous()
+    rows = student.shape[:dim] + student.shape[dim + 1 :] if options.reduction == "none" else ()
+    loss = torch.empty(rows, dtype=torch.float32)
+    grad = torch.empty_like(student) if with_grad else None
+    unscale = None
+    if with_grad and student.dtype == torch.float16:
+        unscale = torch.empty((), dtype=torch.float32)
+
+    module = _native.cpu_module()
+    assert module is not None, "the front lets no call through without a module"
+    call = _native.KDLossCall(
+        *_native_options(module, options, target is not None),
+        -1.0 if num_items is None else float(num_items),
+        target,
+        sample_weight,
+        loss,
+        unscale,
+    )
+    try:
+        if not _native.kd_loss(module, call, dim, student, teacher, grad):
+            # Strides that no driver reads: one copy to contiguous rows.
+            student_rows, teacher_rows = _class_rows(student, dim), _class_rows(teacher, dim)
+            grad = torch.empty_like(student_rows) if with_grad else None
+            _native.kd_loss(module, call, 1, student_rows, teacher_rows, grad)
+            if grad is not None:
+                grad = grad.view(student.movedim(dim, -1).shape).movedim(-1, dim)
+    except IndexError as error:
+        assert target is not None
+        row = int(str(error))
+        raise target_out_of_range("kd_loss", target, row, student.shape[dim]) from None
+    return Result(loss, grad, unscale)
+
+
+def _class_rows(logits: Tensor, dim: int) -> Tensor:
+    return logits.detach().movedim(dim, -1).reshape(-1, logits.shape[dim]).contiguous()
+
+
+@functools.lru_cache(maxsize=256)
+def _native_options(
+    module: _native.NativeModule, options: KDLossOptions, has_target: bool
+) -> tuple[Any, Any]:
+    alpha = options.alpha if has_target else 1.0
+    return (
+        module.KdLossOptions(
+            options.temperature,
+            alpha * options.soft_factor,
+            1.0 - alpha,
+            options.label_smoothing,
+        ),
+        module.RowOptions(_native.REDUCTION_CODES[options.reduction], options.ignore_index),
+    )
+
+
+class KDLossFunction(torch.autograd.Function):
+    """The eager path. `forward(ctx, ...)` style: setup_context costs 25 us a call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None,
+        sample_weight: Tensor | None,
+        num_items: int | Tensor | None,
+        options: KDLossOptions,
+    ) -> Tensor:
+        """Compute loss and gradient."""
+        loss, grad, unscale = forward(
+            student, teacher, target, sample_weight, num_items, options, with_grad=True
+        )
+        ctx.save_for_backward(grad, unscale, student, teacher, target, sample_weight)
+        ctx.num_items, ctx.options = num_items, options
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Scale the gradient by grad_loss."""
+        if torch.is_grad_enabled():  # create_graph: the result must be differentiable itself
+            grad_student = _differentiable_backward(ctx, grad_loss)
+        else:
+            grad, unscale = ctx.saved_tensors[:2]
+            grad_student = _scale(grad, grad_loss, unscale, ctx.options.dim)
+        return grad_student, None, None, None, None, None
+
+
+def _scale(grad: Tensor, grad_loss: Tensor, unscale: Tensor | None, dim: int) -> Tensor:
+    # A graph that is not kept frees `grad` after this call: then it may be overwritten.
+    out = torch.empty_like(grad) if _graph_is_kept() else grad
+    module = _native.cpu_module()
+    assert module is not None
+    if grad_loss.ndim:
+        grad_loss = grad_loss.contiguous()
+    if _native.scale_gradient(module, dim % grad.ndim, grad, out, grad_loss, unscale):
+        return out
+    return _scaled(grad, grad_loss, unscale, dim)
+
+
+def _scaled(grad: Tensor, grad_loss: Tensor, unscale: Tensor | None, dim: int) -> Tensor:
+    factor = grad_loss if unscale is None else grad_loss * unscale
+    if factor.ndim:
+        factor = factor.unsqueeze(dim)
+    return (grad.to(torch.float32) * factor).to(grad.dtype)
+
+
+def _graph_is_kept() -> bool:
+    # True where torch does not tell, and for a dispatcher that may run backward twice.
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else bool(ask())
+
+
+def _differentiable_backward(ctx: Any, grad_loss: Tensor) -> Tensor:
+    student, teacher, target, sample_weight = ctx.saved_tensors[2:6]
+    with torch.enable_grad():
+        loss = evaluate(
+            student,
+            teacher.detach(),
+            target,
+            sample_weight=sample_weight,
+            num_items=ctx.num_items,
+            options=ctx.options,
+        )
+    (grad,) = torch.autograd.grad(loss, student, grad_loss.to(loss.dtype), create_graph=True)
+    return grad
+
+
+@torch.library.custom_op("fastkd::kd_loss", mutates_args=())
+def kd_loss_op(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None,
+    sample_weight: Tensor | None,
+    num_items: Tensor | None,
+    temperature: float,
+    alpha: float,
+    divergence: str,
+    dim: int,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    temperature_squared: bool,
+    common_vocab: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient for grad_loss = 1 (empty without with_grad), and its unscale factor."""
+    options = KDLossOptions(
+        temperature,
+        alpha,
+        divergence,  # type: ignore[arg-type]
+        dim,
+        ignore_index,
+        label_smoothing,
+        reduction,  # type: ignore[arg-type]
+        temperature_squared,
+        common_vocab,
+    )
+    loss, grad, unscale = forward(
+        student_logits, teacher_logits, target, sample_weight, num_items, options, with_grad
+    )
+    if grad is None:
+        grad = student_logits.new_empty(0)
+    elif grad.stride() != (promised := torch.empty_like(student_logits)).stride():
+        grad = promised.copy_(grad)
+    return loss, grad, loss.new_ones(()) if unscale is None else unscale
+
+
+@kd_loss_op.register_fake
+def _(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None,
+    sample_weight: Tensor | None,
+    num_items: Tensor | None,
+    temperature: float,
+    alpha: float,
+    divergence: str,
+    dim: int,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    temperature_squared: bool,
+    common_vocab: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dim %= student_logits.ndim
+    rows = student_logits.shape[:dim] + student_logits.shape[dim + 1 :]
+    loss = student_logits.new_empty(rows if reduction == "none" else (), dtype=torch.float32)
+    grad = torch.empty_like(student_logits) if with_grad else student_logits.new_empty(0)
+    return loss, grad, loss.new_empty(())
+
+
+def _save_for_op_backward(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    student, teacher, target, sample_weight, num_items, *values, with_grad = inputs
+    ctx.options = KDLossOptions(*values)
+    ctx.with_grad = with_grad
+    ctx.num_items = num_items
+    _, grad, unscale = output
+    ctx.mark_non_differentiable(grad, unscale)
+    ctx.save_for_backward(grad, unscale, student, teacher, target, sample_weight)
+
+
+def _op_backward(
+    ctx: Any, grad_loss: Tensor, _grad_grad: Tensor, _grad_unscale: Tensor
+) -> tuple[Tensor | None, ...]:
+    if not ctx.with_grad:
+        raise RuntimeError("fastkd::kd_loss was called with with_grad=False and has no gradient")
+    if torch.is_grad_enabled():
+        grad_student = _differentiable_backward(ctx, grad_loss)
+    else:
+        grad, unscale = ctx.saved_tensors[:2]
+        half = grad.dtype == torch.float16
+        grad_student = _scaled(grad, grad_loss, unscale if half else None, ctx.options.dim)
+    return grad_student, *(None,) * 14
+
+
+kd_loss_op.register_autograd(_op_backward, setup_context=_save_for_op_backward)
+
+
+def eager(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None,
+    sample_weight: Tensor | None,
+    num_items: int | Tensor | None,
+    options: KDLossOptions,
+) -> Tensor:
+    """The eager path: an autograd node only where a gradient is wanted."""
+    if student.requires_grad and torch.is_grad_enabled():
+        loss: Tensor = KDLossFunction.apply(
+            student, teacher, target, sample_weight, num_items, options
+        )
+        return loss
+    return forward(
+        student, teacher, target, sample_weight, num_items, options, with_grad=False
+    ).loss
+
+
+def compiled(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None,
+    sample_weight: Tensor | None,
+    num_items: int | Tensor | None,
+    options: KDLossOptions,
+) -> Tensor:
+    """The path of torch.compile and torch.export: the registered op."""
+    if num_items is not None:
+        num_items = torch.as_tensor(num_items, dtype=torch.float32, device=student.device)
+    loss, _, _ = kd_loss_op(
+        student,
+        teacher.detach(),
+        target,
+        None if sample_weight is None else sample_weight.detach(),
+        num_items,
+        options.temperature,
+        options.alpha,
+        options.divergence,
+        options.dim,
+        options.ignore_index,
+        options.label_smoothing,
+        options.reduction,
+        options.temperature_squared,
+        options.common_vocab,
+        student.requires_grad and torch.is_grad_enabled(),
+    )
+    return loss
+
+

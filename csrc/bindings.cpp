@@ -91,7 +91,7 @@ LogitLayout layout_of(const TensorRef& student, const TensorRef& teacher, const 
 }
 
 bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, int64_t dim,
-                  double num_items, const py::object& student_logits,
+                  int64_t batch_size, double num_items, const py::object& student_logits,
                   const py::object& teacher_logits, int64_t target, int64_t sample_weight,
                   int64_t loss, int64_t unscale, const py::object& grad_student) {
   const TensorRef student = read_tensor(student_logits);
@@ -120,7 +120,7 @@ bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, i
   args.unscale = reinterpret_cast<float*>(unscale);
   RowOptions rows = row_options;
   rows.num_items = num_items;
-  rows.batch_size = student.rank == 1 ? 1 : student.sizes[dim == 0 ? 1 : 0];
+  rows.batch_size = batch_size;
   Outcome outcome;
   {
     const py::gil_scoped_release release;
@@ -159,15 +159,16 @@ bool scale_gradient_call(int64_t dim, const py::object& grad_object, const py::o
 }  // namespace
 
 PYBIND11_MODULE(FASTKD_MODULE, m) {
+  // Types are module_local: several builds may be loaded side by side.
   m.doc() = "Kernels of one fastkd backend; call them through fastkd.";
-  py::class_<KdLossOptions>(m, "KdLossOptions")
+  py::class_<KdLossOptions>(m, "KdLossOptions", py::module_local())
       .def(py::init([](float temperature, float soft_weight, float hard_weight,
                        float label_smoothing) {
              return KdLossOptions{temperature, soft_weight, hard_weight, label_smoothing};
            }),
            py::arg("temperature"), py::arg("soft_weight"), py::arg("hard_weight"),
            py::arg("label_smoothing"));
-  py::class_<RowOptions>(m, "RowOptions")
+  py::class_<RowOptions>(m, "RowOptions", py::module_local())
       .def(py::init([](int reduction, int64_t ignore_index) {
              if (reduction < 0 || reduction > 3) reject("unknown reduction code");
              RowOptions rows;

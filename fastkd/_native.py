@@ -44,6 +44,7 @@ class NativeModule(Protocol):
         options: Any,
         rows: Any,
         dim: int,
+        batch_size: int,
         num_items: float,
         student: Described,
         teacher: Described,
@@ -128,6 +129,7 @@ class KDLossCall(NamedTuple):
 
     options: Any  # module.KdLossOptions
     rows: Any  # module.RowOptions
+    batch_size: int  # denominator of "batchmean"
     num_items: float  # < 0: the reduction's own denominator
     target: Tensor | None
     sample_weight: Tensor | None  # float32
@@ -146,11 +148,12 @@ def kd_loss(
     """Run the kernel; False: it can't read these strides, pass contiguous rows."""
     if student.ndim > MAX_RANK:
         return False
-    options, rows, num_items, target, sample_weight, loss, unscale = call
+    options, rows, batch_size, num_items, target, sample_weight, loss, unscale = call
     return module.kd_loss(
         options,
         rows,
         dim,
+        batch_size,
         num_items,
         _describe(student),
         _describe(teacher),

@@ -15,6 +15,13 @@ namespace fastkd::cpu {
 
 constexpr int kMaxTileVectors = 8;
 
+// Classes summed one by one before they join the total: rounding grows with the square root of this.
+constexpr int64_t kSumBlock = 64;
+
+// Classes are too many streams for a hardware prefetcher, and with a power of two between them they
+// share a cache set of eight lines: so only a few are fetched ahead.
+constexpr int64_t kClassesAhead = 5;
+
 template <class Loss>
 class ColumnDriver {
   using State = typename Loss::template State<Vec>;
@@ -43,11 +50,11 @@ class ColumnDriver {
   }
 
  private:
-  // Planes of one tile, each [classes, pixels()].
+  // A run of pixels of one outer index.
   struct Tile {
-    float* plane[3];     // student, teacher, third exponential
     int64_t outer, first_pixel;
-    int pixels;          // of this tile; the last one of a map may be short
+    int pixels;  // the last tile of a map may be short
+    float* plane[3];  // [classes, pixels()] each: student, teacher, third exponential
   };
 
   // Lanes of one vector of the tile, kept from the statistics to the gradient.
@@ -77,19 +84,24 @@ class ColumnDriver {
       __atomic_store_n(&out_of_memory_, true, __ATOMIC_RELAXED);
       return;
     }
-    Tile tile{};
-    for (int k = 0; k < Loss::kExps; ++k) tile.plane[k] = scratch.data() + k * plane;
     Lanes lanes[kMaxTileVectors];
     for (int64_t index = begin; index < end; ++index) {
-      tile.outer = index / tiles_per_outer_;
-      tile.first_pixel = index % tiles_per_outer_ * pixels();
-      const int64_t left = call_.args.inner - tile.first_pixel;
-      tile.pixels = static_cast<int>(left < pixels() ? left : pixels());
+      Tile tile = tile_at(index);
+      for (int k = 0; k < 3; ++k) tile.plane[k] = scratch.data() + (k < Loss::kExps ? k * plane : 0);
       read(tile, lanes);
       for (int v = 0; v * kLanes < tile.pixels; ++v) sum(tile, v, lanes[v]);
       if (call_.wants_grad()) write(tile, lanes);
     }
     if (call_.wants_grad()) fence_streaming();
+  }
+
+  Tile tile_at(int64_t index) const {
+    Tile tile{};
+    tile.outer = index / tiles_per_outer_;
+    tile.first_pixel = index % tiles_per_outer_ * pixels();
+    const int64_t left = call_.args.inner - tile.first_pixel;
+    tile.pixels = static_cast<int>(left < pixels() ? left : pixels());
+    return tile;
   }
 
   // Fills the planes and finds the maxima.
@@ -115,6 +127,9 @@ class ColumnDriver {
       for (int64_t c = begin; c < end; ++c) {
         const T* pixels_of_class = source + c * view.stride_class;
         float* out = plane + c * pixels();
+        for (int64_t p = 0; p < tile.pixels; p += 64 / sizeof(T)) {
+          __builtin_prefetch(pixels_of_class + kClassesAhead * view.stride_class + p);
+        }
         int v = 0;
         for (; (v + 1) * kLanes <= tile.pixels; ++v) {
           const Vec x = load(pixels_of_class + v * kLanes);
@@ -132,15 +147,24 @@ class ColumnDriver {
 
   // Statistics, losses and gradient scales of sixteen pixels; exponentials replace the logits.
   void sum(const Tile& tile, int v, Lanes& lanes) const {
+    const auto params = call_.params;
     const Vec label_logit = label_logits(tile, v, lanes);
-    float* student = tile.plane[0] + v * kLanes;
-    float* planes[3] = {student, tile.plane[1] + v * kLanes, nullptr};
-    if constexpr (Loss::kExps == 3) planes[2] = tile.plane[2] + v * kLanes;
+    float* const student = tile.plane[0] + v * kLanes;
+    float* const teacher = tile.plane[1] + v * kLanes;
+    float* const third = tile.plane[2] + v * kLanes;
+    const int64_t end = shared_ * pixels(), step = pixels();
     State state = Loss::start(lanes.max_student, lanes.max_teacher);
-    for (int64_t c = 0, at = 0; c < shared_; ++c, at += pixels()) {
-      const Exps exps =
-          Loss::update(call_.params, state, load(student + at), load(planes[1] + at), AllLanes{});
-      for (int k = 0; k < Loss::kExps; ++k) exps.value[k].store(planes[k] + at);
+    for (int64_t block = 0; block < end; block += kSumBlock * step) {
+      State part = Loss::start(lanes.max_student, lanes.max_teacher);
+      const int64_t block_end = block + kSumBlock * step < end ? block + kSumBlock * step : end;
+      for (int64_t at = block; at < block_end; at += step) {
+        const Exps exps =
+            Loss::update(params, part, load(student + at), load(teacher + at), AllLanes{});
+        exps.value[0].store(student + at);
+        exps.value[1].store(teacher + at);
+        if constexpr (Loss::kExps == 3) exps.value[2].store(third + at);
+      }
+      Loss::add(state, part);
     }
     lanes.hard = Loss::hard_state(state);
     if (classes_ > shared_) {
@@ -174,14 +198,17 @@ class ColumnDriver {
   // Also the lanes' weights and targets, which the gradient needs again.
   Vec label_logits(const Tile& tile, int v, Lanes& lanes) const {
     float weight[kLanes] = {}, target[kLanes] = {}, label_logit[kLanes] = {};
-    const float* student = tile.plane[0] + v * kLanes;
-    for (int lane = 0; lane < kLanes && v * kLanes + lane < tile.pixels; ++lane) {
-      const int64_t row = first_row(tile, v) + lane;
-      weight[lane] = call_.weights(row);
-      if (Loss::kHard && weight[lane] != 0.0f) {
-        const int64_t y = call_.args.target[row];
-        target[lane] = static_cast<float>(y);
-        label_logit[lane] = student[y * pixels() + lane];
+    const int64_t row = first_row(tile, v);
+    const int left = tile.pixels - v * kLanes;
+    const int count = left < kLanes ? left : kLanes;
+    for (int lane = 0; lane < count; ++lane) weight[lane] = call_.weights(row + lane);
+    if constexpr (Loss::kHard) {
+      const float* student = tile.plane[0] + v * kLanes;
+      const int64_t* y = call_.args.target + row;
+      for (int lane = 0; lane < count; ++lane) {
+        const int64_t label = y[lane] == call_.weights.ignore_index ? 0 : y[lane];
+        target[lane] = static_cast<float>(label);
+        label_logit[lane] = student[label * pixels() + lane];
       }
     }
     lanes.weight = Vec::load(weight);
@@ -192,27 +219,50 @@ class ColumnDriver {
   void write(const Tile& tile, const Lanes* lanes) const {
     visit(call_.args.grad.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      T* out = call_.args.grad.template at<T>(tile.outer, tile.first_pixel);
-      const bool streaming =
-          call_.streaming && reinterpret_cast<uintptr_t>(out) % (sizeof(T) * kLanes) == 0 &&
-          call_.args.grad.stride_class % kLanes == 0;
-      for (int64_t c = 0; c < classes_; ++c) {
-        T* pixels_of_class = out + c * call_.args.grad.stride_class;
-        int v = 0;
-        for (; (v + 1) * kLanes <= tile.pixels; ++v) {
-          const Vec grad = grad_at(tile, c, v, lanes[v]);
-          if (streaming) {
-            store_streaming(pixels_of_class + v * kLanes, grad);
-          } else {
-            store(pixels_of_class + v * kLanes, grad);
-          }
-        }
-        if (v * kLanes < tile.pixels) {
-          store_first(pixels_of_class + v * kLanes, grad_at(tile, c, v, lanes[v]),
-                      tile.pixels - v * kLanes);
+      // Vectors that fill a cache line together: their scales stay in registers over all classes.
+      constexpr int kGroup = 4 / sizeof(T);
+      for (int v = 0; v * kLanes < tile.pixels; v += kGroup) {
+        if ((v + kGroup) * kLanes <= tile.pixels) {
+          write_group<T, kGroup>(tile, v, lanes + v);
+        } else {
+          for (int i = v; i * kLanes < tile.pixels; ++i) write_group<T, 1>(tile, i, lanes + i);
         }
       }
     });
+  }
+
+  template <class T, int kGroup>
+  void write_group(const Tile& tile, int v, const Lanes* lanes) const {
+    const LogitView& view = call_.args.grad;
+    T* out = view.template at<T>(tile.outer, tile.first_pixel + v * kLanes);
+    const int count = tile.pixels - v * kLanes;
+    const bool streaming = call_.streaming && view.stride_class % kLanes == 0 &&
+                           reinterpret_cast<uintptr_t>(out) % (sizeof(T) * kLanes) == 0;
+    Lanes local[kGroup];  // a copy that no store can alias stays in registers
+    bool all_count = true;
+    for (int i = 0; i < kGroup; ++i) {
+      local[i] = lanes[i];
+      all_count &= all_nonzero(lanes[i].weight);
+    }
+    const auto each_class = [&](auto put) {
+      T* row = out;
+      for (int64_t c = 0; c < classes_; ++c, row += view.stride_class) {
+        for (int i = 0; i < kGroup; ++i) {
+          put(row + i * kLanes, grad_at(tile, c, v + i, local[i]), local[i]);
+        }
+      }
+    };
+    if (count < kLanes) {
+      each_class([&](T* p, Vec g, const Lanes& l) {
+        store_first(p, zero_where_zero(l.weight, g), count);
+      });
+    } else if (!all_count) {
+      each_class([](T* p, Vec g, const Lanes& l) { store(p, zero_where_zero(l.weight, g)); });
+    } else if (streaming) {
+      each_class([](T* p, Vec g, const Lanes&) { store_streaming(p, g); });
+    } else {
+      each_class([](T* p, Vec g, const Lanes&) { store(p, g); });
+    }
   }
 
   Vec grad_at(const Tile& tile, int64_t c, int v, const Lanes& lanes) const {
@@ -226,9 +276,9 @@ class ColumnDriver {
       grad = Loss::grad_hard_only(lanes.scale, load(tile.plane[0] + at) - lanes.hard.max);
     }
     if constexpr (Loss::kHard) {
-      grad = grad - where_equal(Vec(static_cast<float>(c)), lanes.target, lanes.scale.label);
+      grad = subtract_where_equal(grad, lanes.scale.label, Vec(static_cast<float>(c)), lanes.target);
     }
-    return zero_where_zero(lanes.weight, grad);
+    return grad;
   }
 
   const SoftmaxCall<Loss>& call_;

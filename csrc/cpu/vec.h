@@ -65,12 +65,12 @@ inline Native native_zero_where_zero(Native condition, Native x) {
 #endif
 }
 
-// x where a == b, else 0.
-inline Native native_where_equal(Native a, Native b, Native x) {
+// x - y where a == b, else x.
+inline Native native_subtract_where_equal(Native x, Native y, Native a, Native b) {
 #if defined(__AVX512F__)
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), x);
+  return _mm512_mask_sub_ps(x, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), x, y);
 #else
-  return reinterpret_cast<Native>((a == b) & reinterpret_cast<NativeInt>(x));
+  return x - reinterpret_cast<Native>((a == b) & reinterpret_cast<NativeInt>(y));
 #endif
 }
 
@@ -173,8 +173,10 @@ inline Vec log(Vec x) {
 inline Vec zero_where_zero(Vec condition, Vec x) {
   return each([&](int i) { return native_zero_where_zero(condition.part[i], x.part[i]); });
 }
-inline Vec where_equal(Vec a, Vec b, Vec x) {
-  return each([&](int i) { return native_where_equal(a.part[i], b.part[i], x.part[i]); });
+inline Vec subtract_where_equal(Vec x, Vec y, Vec a, Vec b) {
+  return each([&](int i) {
+    return native_subtract_where_equal(x.part[i], y.part[i], a.part[i], b.part[i]);
+  });
 }
 // x < 0 becomes 0; NaN stays.
 inline Vec clamp_below_zero(Vec x) { return max(Vec(0.0f), x); }
@@ -202,6 +204,18 @@ inline float max_lanes(Vec v) {
   float maximum = lane[0];
   for (int i = 1; i < kLanes; ++i) maximum = lane[i] > maximum ? lane[i] : maximum;
   return maximum;
+#endif
+}
+
+inline bool all_nonzero(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(v.part[0], _mm512_setzero_ps(), _CMP_EQ_OQ) == 0;
+#else
+  float lane[kLanes];
+  v.store(lane);
+  bool all = true;
+  for (float x : lane) all &= x != 0.0f;
+  return all;
 #endif
 }
 

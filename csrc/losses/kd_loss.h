@@ -106,6 +106,16 @@ struct KdLoss {
     return out;
   }
 
+  // Sums of two sets of classes that share their maxima.
+  template <class V>
+  static FASTKD_HOST_DEVICE void add(State<V>& a, const State<V>& b) {
+    a.sum_student = a.sum_student + b.sum_student;
+    a.sum_teacher = a.sum_teacher + b.sum_teacher;
+    a.dot = a.dot + b.dot;
+    a.sum_hard = a.sum_hard + b.sum_hard;
+    a.sum_logit = a.sum_logit + b.sum_logit;
+  }
+
   // Lanes (or threads) that share their maxima: sum(V) -> float adds them up.
   template <class V, class Sum>
   static FASTKD_HOST_DEVICE State<float> across(const State<V>& a, float max_student,
@@ -152,7 +162,7 @@ struct KdLoss {
                                      V label_logit, float student_classes) {
     V loss(0.0f);
     if (p.soft_weight != 0.0f) {  // a term that weighs 0 may be infinite
-      const V kl = a.dot / a.sum_teacher * V(p.inverse_t) + log(a.sum_student / a.sum_teacher);
+      const V kl = fma(a.dot, V(p.inverse_t) / a.sum_teacher, log(a.sum_student / a.sum_teacher));
       loss = V(p.soft_weight) * clamp_below_zero(kl);
     }
     if constexpr (kHard) {

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastkd import _front, _validation
 from fastkd._options import Divergence, KDLossOptions, Reduction
 from fastkd.ops import kd_loss as ops
-from fastkd.reference import kd_loss as reference
+from fastkd.reference.kd_loss import evaluate as evaluate_reference
 
 
 def kd_loss(
@@ -203,7 +203,7 @@ def _call(
         return ops.compiled(student, teacher, target, sample_weight, num_items, options)
     if target is not None and not _front.in_transform() and _front.is_plain(target):
         _validation.check_target_range("kd_loss", target, options.ignore_index, student.shape[dim])
-    return reference.evaluate(
+    return evaluate_reference(
         student,
         teacher.detach(),
         target,

@@ -41,8 +41,8 @@ def forward(
         target = target.contiguous()
     if sample_weight is not None:
         sample_weight = sample_weight.detach().to(torch.float32).contiguous()
-    rows = student.shape[:dim] + student.shape[dim + 1 :] if options.reduction == "none" else ()
-    loss = torch.empty(rows, dtype=torch.float32)
+    rows = student.shape[:dim] + student.shape[dim + 1 :]
+    loss = torch.empty(rows if options.reduction == "none" else (), dtype=torch.float32)
     grad = torch.empty_like(student) if with_grad else None
     unscale = None
     if with_grad and student.dtype == torch.float16:
@@ -52,6 +52,7 @@ def forward(
     assert module is not None, "the front lets no call through without a module"
     call = _native.KDLossCall(
         *_native_options(module, options, target is not None),
+        rows[0] if rows else 1,
         -1.0 if num_items is None else float(num_items),
         target,
         sample_weight,

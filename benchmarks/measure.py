@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row of the table."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from cases import CASES, BenchRow, LossCase
+
+from benchmarks import machine
+from benchmarks.accuracy import error_geometry, errors
+from benchmarks.memory import peak_resident_bytes, peak_tensor_bytes
+from benchmarks.providers import Step, make_steps
+from benchmarks.results import Figures, Row
+from benchmarks.timing import Timing, interleave, plan_rounds, warm_up
+
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+# Also measured in memory that is already mapped: the first touch of a fresh gradient is the
+# largest single cost there.
+MAPPED_SHAPES = ((512, 32000),)
+# Below this, pages of the interpreter itself blur the resident set.
+LEAST_RESIDENT_BYTES = 1 << 23
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row to measure."""
+
+    case: LossCase
+    bench_row: BenchRow
+
+    def __str__(self) -> str:
+        """What --rows looks into."""
+        return f"{self.case} {self.bench_row.geometry} {DTYPE_NAMES[self.bench_row.dtype]}"
+
+
+def find_jobs(wanted: str = "") -> tuple[Job, ...]:
+    """Every case's rows that have `wanted` in their name."""
+    jobs = (Job(case, row) for case in CASES for row in case.bench_rows)
+    return tuple(job for job in jobs if wanted in str(job))
+
+
+def measure(
+    job: Job,
+    *,
+    threads: int,
+    rounds: int,
+    providers: Sequence[str],
+    mapped: bool = False,
+    only_time: bool = False,
+    progress: Progress | None = None,
+) -> Row:
+    """Time, and unless told otherwise also memory and error, of each provider."""
+    progress = progress or _keep_quiet
+    torch.set_num_threads(threads)
+    case, geometry, dtype = job.case, job.bench_row.geometry, job.bench_row.dtype
+    inputs = case.make_inputs(geometry, dtype, dtype)
+    student = inputs.tensors[0]
+    assert case.ideal_bytes is not None, f"{case} does not count its bytes"
+    ideal_bytes = case.ideal_bytes(inputs)
+
+    steps = make_steps(case, inputs, providers)
+    progress("warm-up")
+    costs = warm_up(steps)
+    others = machine.OtherWork()
+    timings = interleave(steps, costs, plan_rounds(rounds, max(costs.values())), progress)
+    others_busy = others.share()
+    figures = {name: _time_figures(timing) for name, timing in timings.items()}
+    error_shape = None
+    if not only_time:
+        progress("memory")
+        _add_memory(figures, steps, large=student.nbytes >= LEAST_RESIDENT_BYTES)
+        progress("float64")
+        fewer = error_geometry(geometry)
+        if fewer != geometry:
+            error_shape = fewer.shape
+            inputs = case.make_inputs(fewer, dtype, dtype)
+            steps = make_steps(case, inputs, providers)
+        _add_errors(figures, errors(case, inputs, steps))
+    return Row(
+        loss=case.loss,
+        label=case.label,
+        options=dict(case.options),
+        shape=geometry.shape,
+        dim=geometry.dim,
+        dtype=DTYPE_NAMES[dtype],
+        threads=threads,
+        mapped=mapped,
+        rounds=len(next(iter(timings.values())).seconds),
+        ideal_bytes=ideal_bytes,
+        student_bytes=student.nbytes,
+        error_shape=error_shape,
+        others_busy=others_busy,
+        providers=figures,
+    )
+
+
+def _keep_quiet(_stage: str) -> None:
+    pass
+
+
+def _time_figures(timing: Timing) -> Figures:
+    q25, median, q75 = timing.quartiles()
+    return Figures(median, q25, q75, timing.calls, timing.page_faults)
+
+
+def _add_memory(figures: dict[str, Figures], steps: Mapping[str, Step], large: bool) -> None:
+    for name, step in steps.items():
+        figures[name] = dataclasses.replace(
+            figures[name],
+            peak_bytes=peak_tensor_bytes(step),
+            resident_bytes=peak_resident_bytes(step) if large else None,
+        )
+
+
+def _add_errors(figures: dict[str, Figures], found: Mapping[str, tuple[float, float]]) -> None:
+    for name, (loss_error, grad_error) in found.items():
+        figures[name] = dataclasses.replace(
+            figures[name], loss_error=loss_error, grad_error=grad_error
+        )

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run records, and nothing about how it was found."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One provider in one row."""
+
+    median: float  # seconds per call: forward and backward
+    q25: float
+    q75: float
+    calls: int  # in each timed sample
+    page_faults: float  # per call
+    # Not measured again for further thread counts and for mapped rows: None.
+    peak_bytes: int | None = None  # tensors allocated by the call and alive at once
+    resident_bytes: int | None = None  # growth of the process; large rows on Linux only
+    loss_error: float | None = None  # relative, against float64
+    grad_error: float | None = None  # maximum, relative to the largest true gradient
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    loss: str
+    label: str
+    options: dict[str, Any]
+    shape: tuple[int, ...]
+    dim: int
+    dtype: str
+    threads: int
+    mapped: bool  # freed memory stays mapped: no page faults of fresh buffers
+    rounds: int
+    ideal_bytes: int
+    student_bytes: int
+    error_shape: tuple[int, ...] | None  # the errors' logits, where fewer rows than timed
+    others_busy: float | None  # share of the CPUs that other processes used meanwhile; Linux
+    providers: dict[str, Figures]
+
+    @property
+    def name(self) -> str:
+        """Words for the reader: what the logits are."""
+        text = "x".join(map(str, self.shape))
+        text = text if self.dim == -1 else f"{text} dim={self.dim}"
+        return f"{text}, mapped" if self.mapped else text
+
+    def ratio(self, provider: str) -> float | None:
+        """Median time over that of fastkd."""
+        ours, other = self.providers.get("fastkd"), self.providers.get(provider)
+        return None if ours is None or other is None else other.median / ours.median
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes per second of fastkd, counting only those that any implementation must move."""
+        ours = self.providers.get("fastkd")
+        return None if ours is None else self.ideal_bytes / ours.median
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run of the benchmark."""
+
+    date: str
+    commit: str
+    device: dict[str, Any]
+    versions: dict[str, Any]
+    copy_bandwidth: dict[int, float]  # threads -> bytes read and written per second
+    rows: tuple[Row, ...]
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """The thread counts, fewest first."""
+        return tuple(sorted(self.copy_bandwidth))
+
+
+def row_from_json(values: dict[str, Any]) -> Row:
+    """The inverse of dataclasses.asdict for a Row that went through JSON."""
+    error_shape = values["error_shape"]
+    return Row(
+        **{
+            **values,
+            "shape": tuple(values["shape"]),
+            "error_shape": None if error_shape is None else tuple(error_shape),
+            "providers": {name: Figures(**each) for name, each in values["providers"].items()},
+        }
+    )
+
+
+def results_from_json(values: dict[str, Any]) -> Results:
+    """The inverse of `to_json` for a recorded file."""
+    return Results(
+        **{
+            **values,
+            "copy_bandwidth": {int(n): rate for n, rate in values["copy_bandwidth"].items()},
+            "rows": tuple(row_from_json(row) for row in values["rows"]),
+        }
+    )
+
+
+def to_json(record: Row | Results) -> dict[str, Any]:
+    """Plain values."""
+    return dataclasses.asdict(record)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure every loss, print the tables, record them and draw them."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before torch is loaded: its profiler, which weighs memory, else writes into the progress bar.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import ROOT, machine
+from benchmarks.mapped import is_wanted, measure_mapped
+from benchmarks.measure import Job, Progress, find_jobs, measure
+from benchmarks.plot import draw
+from benchmarks.providers import PROVIDERS
+from benchmarks.report import render_markdown, save
+from benchmarks.results import Results, Row
+from benchmarks.timing import copy_bandwidth
+
+REDRAW_SECONDS = 0.5  # of the progress bar: drawing it takes CPU time too
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    jobs = find_jobs(options.rows)
+    if not jobs:
+        names = "\n  ".join(str(job) for job in find_jobs())
+        parser.error(f"--rows {options.rows!r} matches no row of:\n  {names}")
+    results = run(jobs, options.threads, options.rounds, options.providers)
+    print(f"\n{render_markdown(results)}")
+    if options.save:
+        slug = machine.slug(results.threads)
+        paths = save(results, options.output, slug)
+        if "fastkd" in options.providers and len(options.providers) > 1:
+            paths.append(draw(results, options.output / f"{slug}.png"))
+        print("\n".join(f"wrote {_shown(path)}" for path in paths))
+    return 0
+
+
+def run(
+    jobs: Sequence[Job], threads: Sequence[int], rounds: int, providers: Sequence[str]
+) -> Results:
+    """Measure the rows at every thread count."""
+    device, versions, commit = machine.device(), machine.versions(), machine.commit()
+    copies: dict[int, float] = {}
+    rows: list[Row] = []
+    mapped_jobs = [job for job in jobs if is_wanted(job)]
+    bar = tqdm(total=len(threads) * (len(jobs) + len(mapped_jobs)), unit="row", smoothing=0)
+    with bar:
+        for count in threads:
+            torch.set_num_threads(count)
+            bar.set_description(f"{count} threads, copy bandwidth")
+            copies[count] = copy_bandwidth()
+            for job in jobs:
+                bar.set_description(f"{count} threads, {job}")
+                rows.append(
+                    measure(
+                        job,
+                        threads=count,
+                        rounds=rounds,
+                        providers=providers,
+                        only_time=count != max(threads),
+                        progress=_progress(bar),
+                    )
+                )
+                bar.update()
+                if job in mapped_jobs:
+                    bar.set_postfix_str("mapped memory")
+                    row = measure_mapped(job, count, rounds, providers)
+                    rows.extend([] if row is None else [row])
+                    bar.update()
+    return Results(machine.date(), commit, device, versions, copies, _in_table_order(rows, jobs))
+
+
+def _progress(bar: tqdm) -> Progress:
+    drawn = 0.0
+
+    def show(stage: str) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - drawn > REDRAW_SECONDS:
+            drawn = now
+            bar.set_postfix_str(stage)
+
+    return show
+
+
+def _in_table_order(rows: Sequence[Row], jobs: Sequence[Job]) -> tuple[Row, ...]:
+    """By thread count within each case, most threads first; else as measured."""
+    cases = list(dict.fromkeys((job.case.loss, job.case.label) for job in jobs))
+    return tuple(sorted(rows, key=lambda row: (cases.index((row.loss, row.label)), -row.threads)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument(
+        "--rows", default="", metavar="TEXT", help="only rows with TEXT in the name"
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, default=25, help="timed rounds; fewer where calls take > 0.5 s"
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positives,
+        default=(torch.get_num_threads(),),
+        metavar="N[,N]",
+        help="thread counts, each measured (default: torch's)",
+    )
+    parser.add_argument(
+        "--providers",
+        type=_providers,
+        default=PROVIDERS,
+        metavar="A[,B]",
+        help=f"of {','.join(PROVIDERS)}",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR"
+    )
+    parser.add_argument("--no-save", dest="save", action="store_false", help="print only")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def _positives(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_positive(part) for part in text.split(",")}))
+
+
+def _providers(text: str) -> tuple[str, ...]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in PROVIDERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"must be among {', '.join(PROVIDERS)}, got {', '.join(unknown)!r}"
+        )
+    return tuple(name for name in PROVIDERS if name in names)
+
+
+def _shown(path: Path) -> str:
+    resolved = path.resolve()
+    return str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed: modules that lean on the system only, and words about what runs."""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import fastkd
+from fastkd import _native
+
+MODULES = sorted(Path(fastkd.__file__).parent.glob("_cpu_*.so"))
+SETUP = Path(__file__).parents[1] / "setup.py"
+SYSTEM_LIBRARIES = re.compile(r"(libstdc\+\+|libm|libgcc_s|libc|ld-linux[\w-]*)\.so\.\d+")
+DYNSYM, DYNAMIC = 11, 6  # section types, System V ABI
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+in_source_tree = pytest.mark.skipif(not SETUP.exists(), reason="setup.py is not beside the tests")
+
+
+class Elf:
+    """The dynamic section and symbols of a 64-bit little-endian ELF file."""
+
+    def __init__(self, path: Path) -> None:
+        self.data = path.read_bytes()
+        assert self.data[:6] == b"\x7fELF\x02\x01"
+        (offset,) = struct.unpack_from("<Q", self.data, 0x28)
+        size, count = struct.unpack_from("<HH", self.data, 0x3A)
+        # name, type, flags, address, offset, size, link, info, alignment, entry size
+        self.sections = [
+            struct.unpack_from("<IIQQQQIIQQ", self.data, offset + i * size) for i in range(count)
+        ]
+
+    def needed(self) -> list[str]:
+        """The libraries it loads: DT_NEEDED, tag 1."""
+        return [
+            self._string(link, value)
+            for (tag, value), link in self._entries(DYNAMIC, "<qQ")
+            if tag == 1
+        ]
+
+    def exported(self) -> list[str]:
+        """Symbols that others could bind to: defined, and neither local nor hidden."""
+        return [
+            self._string(link, name)
+            for (name, info, _, section, *_), link in self._entries(DYNSYM, "<IBBHQQ")
+            if section != 0 and info >> 4 != 0
+        ]
+
+    def _entries(self, kind: int, layout: str) -> list[tuple[tuple[int, ...], int]]:
+        entries = []
+        for _, section_type, _, _, offset, size, link, *_ in self.sections:
+            if section_type == kind:
+                block = self.data[offset : offset + size]
+                entries += [(entry, link) for entry in struct.iter_unpack(layout, block)]
+        return entries
+
+    def _string(self, section: int, offset: int) -> str:
+        start = self.sections[section][4] + offset
+        return self.data[start : self.data.index(b"\0", start)].decode()
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def capability_in_use(wanted: str) -> subprocess.CompletedProcess[str]:
+    script = "import fastkd; print(fastkd.info()['cpu'])"
+    return run_python("-c", script, FASTKD_CPU_CAPABILITY=wanted)
+
+
+def load_setup() -> ModuleType:
+    pytest.importorskip("setuptools")
+    spec = importlib.util.spec_from_file_location("fastkd_setup", SETUP)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_build_of_this_cpu_is_installed() -> None:
+    installed = {path.name.split(".")[0].removeprefix("_cpu_") for path in MODULES}
+    assert set(_native.cpu_capabilities()) <= installed
+
+
+@on_linux
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name.split(".")[0])
+def test_module_needs_system_libraries_only(path: Path) -> None:
+    needed = Elf(path).needed()
+    assert needed
+    assert [name for name in needed if not SYSTEM_LIBRARIES.fullmatch(name)] == []
+
+
+@on_linux
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name.split(".")[0])
+def test_module_exports_its_init_function_only(path: Path) -> None:
+    assert Elf(path).exported() == [f"PyInit_{path.name.split('.')[0]}"]
+
+
+@pytest.mark.parametrize("capability", _native.cpu_capabilities())
+def test_capability_variable_picks_the_build(capability: str) -> None:
+    done = capability_in_use(capability)
+    assert (done.returncode, done.stdout.strip()) == (0, capability), done.stderr
+
+
+def test_unknown_capability_is_an_error_that_lists_the_builds() -> None:
+    done = capability_in_use("nonsense")
+    choices = ", ".join(_native.cpu_capabilities())
+    assert done.returncode == 1
+    assert (
+        f"RuntimeError: FASTKD_CPU_CAPABILITY must be one of {choices} on this CPU, got 'nonsense'"
+        in done.stderr
+    )
+
+
+def test_info_command_prints_every_fact() -> None:
+    done = run_python("-m", "fastkd", "info")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(fastkd.info())
+
+
+def test_version_is_the_installed_one() -> None:
+    try:
+        installed = importlib.metadata.version("fastkd")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("fastkd is imported, not installed")
+    assert fastkd.__version__ == installed
+
+
+@in_source_tree
+def test_unknown_native_choice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTKD_NATIVE", "yes")
+    with pytest.raises(SystemExit, match="FASTKD_NATIVE must be one of auto, 0, 1, got 'yes'"):
+        load_setup().native_wanted()
+
+
+@in_source_tree
+def test_missing_compiler_is_an_error_only_if_native_is_required(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("FASTKD_NATIVE", "1")
+    with pytest.raises(SystemExit, match=r"no C\+\+ compiler \(CXX=no-such-compiler"):
+        load_setup().native_wanted()
+    monkeypatch.setenv("FASTKD_NATIVE", "auto")
+    assert load_setup().native_wanted() is False
+    assert "installing the PyTorch reference only" in capsys.readouterr().err
+
+
+@in_source_tree
+def test_no_module_is_built_where_native_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTKD_NATIVE", "0")
+    assert load_setup().native_wanted() is False
+
+
+@in_source_tree
+@pytest.mark.parametrize("jobs", ["0", "-1", "many"])
+def test_unusable_job_count_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jobs: str
+) -> None:
+    pytest.importorskip("ninja")
+    monkeypatch.setenv("MAX_JOBS", jobs)
+    with pytest.raises(SystemExit, match=f"MAX_JOBS must be a whole number above 0, got '{jobs}'"):
+        load_setup().run_ninja(tmp_path)

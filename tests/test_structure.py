@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layout of the source tree: what a reader may rely on when looking for a file."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from cases import CASES
+
+from fastkd import functional
+
+ROOT = Path(__file__).parents[1]
+LOSSES = functional.__all__
+PLACES = ("fastkd/losses/{}.py", "fastkd/ops/{}.py", "fastkd/reference/{}.py")
+CORE_PLACES = ("csrc/losses/{}.h", "csrc/cpu/{}.cpp")
+TORCH_INCLUDE = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|caffe2)/')
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "csrc").is_dir(), reason="the source tree is not beside the tests"
+)
+
+
+def files(*patterns: str) -> list[Path]:
+    return sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("place", [*PLACES, *CORE_PLACES])
+def test_loss_stands_in_all_its_places(loss: str, place: str) -> None:
+    assert (ROOT / place.format(loss)).is_file()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_has_cases(loss: str) -> None:
+    assert loss in {case.loss for case in CASES}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_folders_of_losses_hold_public_losses_only(place: str) -> None:
+    public_files = {path.stem for path in files(place.format("*")) if path.stem[0] != "_"}
+    assert public_files == set(LOSSES)
+
+
+def test_core_includes_no_torch_header() -> None:
+    sources = files("csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu", "csrc/**/*.cuh")
+    assert sources
+    assert [path.name for path in sources if TORCH_INCLUDE.search(path.read_text())] == []
+
+
+def test_addresses_are_taken_in_one_file_only() -> None:
+    takers = [path.name for path in files("fastkd/**/*.py") if "data_ptr(" in path.read_text()]
+    assert takers == ["_native.py"]
+
+
+def test_sources_name_their_licence() -> None:
+    folders = ("fastkd", "csrc", "tests", "benchmarks", "examples")
+    sources = files(
+        "*.py", *(f"{folder}/**/*.{kind}" for folder in folders for kind in ("py", "h", "cpp"))
+    )
+    unmarked = [
+        str(path.relative_to(ROOT))
+        for path in sources
+        if "SPDX-License-Identifier: Apache-2.0" not in path.read_text().partition("\n")[0]
+    ]
+    assert unmarked == []
+
+
+def test_build_needs_no_torch() -> None:
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert {re.split(r"\W", line)[0] for line in needed} == {"setuptools", "pybind11", "ninja"}
+
+
+def test_tools_are_pinned_exactly() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tools = [line for line in project["optional-dependencies"]["dev"] if "fastkd[" not in line]
+    assert tools
+    assert [line for line in tools if not re.fullmatch(r"[\w-]+==[\d.]+", line)] == []

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss and gradient of every case against float64, on every backend, shape and dtype."""
+
+import pytest
+import torch
+from cases import CASES, GEOMETRIES, Geometry, Inputs, LossCase
+from tolerance import GRAD_FLOOR, HALF_UNIT, LOSS_FLOOR, assert_as_good
+from torch import Tensor
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+# Powers of two scale a gradient of any dtype exactly, so that the kernel's own rounding shows.
+POWERS = (0.5, 2.0, 1.0, 4.0, 0.25)
+OTHERS = (0.4, 1.9, 0.7)
+
+
+def value_and_grad(
+    case: LossCase, inputs: Inputs, reference: bool, factors: tuple[float, ...] = POWERS
+) -> tuple[Tensor, Tensor]:
+    """The loss and the first tensor's gradient under a grad_loss that differs from row to row."""
+    first = inputs.tensors[0].detach().clone().requires_grad_()
+    inputs = Inputs((first, *inputs.tensors[1:]), inputs.keywords)
+    loss = case.run_reference(inputs) if reference else case.run(inputs)
+    repeats = -(-max(loss.numel(), 1) // len(factors))
+    grad_loss = torch.tensor(factors * repeats)[: loss.numel()].reshape(loss.shape)
+    loss.backward(grad_loss.to(loss.dtype))
+    assert first.grad is not None
+    return loss.detach(), first.grad
+
+
+def assert_matches_truth(
+    case: LossCase,
+    inputs: Inputs,
+    factors: tuple[float, ...] = POWERS,
+    grad_floor: float = GRAD_FLOOR,
+) -> None:
+    """Loss and gradient of the kernel against float64."""
+    loss, grad = value_and_grad(case, inputs, False, factors)
+    plain_loss, plain_grad = value_and_grad(case, inputs, True, factors)
+    true_loss, true_grad = value_and_grad(case, inputs.to(torch.float64), True, factors)
+    assert loss.dtype == F32
+    assert grad.dtype == inputs.tensors[0].dtype
+    assert_as_good(loss, plain_loss, true_loss, LOSS_FLOOR, "loss")
+    assert_as_good(grad, plain_grad, true_grad, grad_floor, "gradient")
+
+
+@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16), (F16, F16)], ids=lambda d: str(d[0]))
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_loss_and_gradient_match_float64(
+    backend: str,
+    kernel_calls: list[str],
+    case: LossCase,
+    geometry: Geometry,
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> None:
+    assert_matches_truth(case, case.make_inputs(geometry, *dtypes))
+    assert kernel_calls, "the kernel was not called"
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize("geometry", [Geometry((9, 37)), Geometry((2, 21, 9, 9), 1)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_grad_loss_costs_one_more_rounding(
+    backend: str, case: LossCase, geometry: Geometry, dtype: torch.dtype
+) -> None:
+    inputs = case.make_inputs(geometry, dtype)
+    assert_matches_truth(case, inputs, OTHERS, GRAD_FLOOR + HALF_UNIT[dtype])
+
+
+MIXTURES = [(a, b) for a in (F32, BF16, F16) for b in (F32, BF16, F16) if a != b]
+
+
+@pytest.mark.parametrize("dtypes", MIXTURES, ids=lambda d: f"{d[0]}-{d[1]}")
+@pytest.mark.parametrize(
+    "geometry", [Geometry((6, 37)), Geometry((2, 2100)), Geometry((2, 21, 9, 9), 1)], ids=str
+)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_dtype_mixtures_match_float64(
+    backend: str, case: LossCase, geometry: Geometry, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    assert_matches_truth(case, case.make_inputs(geometry, *dtypes))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float64_takes_the_reference(kernel_calls: list[str], case: LossCase) -> None:
+    inputs = case.make_inputs(Geometry((6, 37)), torch.float64)
+    assert case.run(inputs).equal(case.run_reference(inputs))
+    assert case.run(inputs).dtype == torch.float64
+    assert not kernel_calls
+
+
+@pytest.mark.parametrize("geometry", [Geometry((64, 1000)), Geometry((2, 19, 40, 40), 1)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results_do_not_depend_on_the_threads(
+    backend: str, case: LossCase, geometry: Geometry
+) -> None:
+    inputs = case.make_inputs(geometry)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(value_and_grad(case, inputs, False))
+    finally:
+        torch.set_num_threads(before)
+    for loss, grad in results[1:]:
+        assert loss.equal(results[0][0])
+        assert grad.equal(results[0][1])
+
+
+@pytest.mark.parametrize("width", [3, 100, 1030, 40001])
+def test_a_row_does_not_depend_on_the_batch(backend: str, width: int) -> None:
+    case = next(case for case in CASES if case.options.get("reduction") == "none")
+    inputs = case.make_inputs(Geometry((40, width)))
+    whole, _ = value_and_grad(case, inputs, False)
+    some = Inputs(
+        tuple(t[7:9] for t in inputs.tensors),
+        {
+            name: value[7:9] if isinstance(value, Tensor) else value
+            for name, value in inputs.keywords.items()
+        },
+    )
+    assert value_and_grad(case, some, False)[0].equal(whole[7:9])

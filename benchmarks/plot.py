@@ -32,11 +32,13 @@ def draw(results: Results, path: Path) -> Path:
     )
     ratios = [ratio for row in results.rows for ratio in _ratios(row).values()]
     limits = min([0.8, *(0.85 * ratio for ratio in ratios)]), 1.35 * max([1.2, *ratios])
+    most = max(*results.copy_bandwidth.values(), *(row.bandwidth or 0 for row in results.rows))
     for (threads, rows), (left, right) in zip(blocks, grid, strict=True):
         words = f"{threads} thread{'s' if threads > 1 else ''}"
         _draw_ratios(left, rows, limits)
         left.set_title(f"Times faster, {words}", loc="left", fontweight="bold", color=INK)
         _draw_bandwidth(right, rows, results.copy_bandwidth[threads])
+        right.set_xlim(0, 1.2 * most / 1e9)
         right.set_title(f"GB/s of fastkd, {words}", loc="left", fontweight="bold", color=INK)
     device, versions = results.device, results.versions
     figure.suptitle(
@@ -84,7 +86,10 @@ def _draw_ratios(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -
     axes.set_yticks(lines, [row_label(row, several) for row in rows], color=INK)
     for name in _ratios(rows[0]):
         axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=f"than {name}")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9,
+        borderpad=0, handletextpad=0.1, columnspacing=1,
+    )  # fmt: skip
     _finish(axes, len(rows))
 
 
@@ -95,7 +100,7 @@ def _write_ratios(axes: Axes, line: int, ratios: dict[str, float]) -> None:
         if side < 0 and len(ordered) == 1:
             continue
         axes.annotate(
-            f"{ratio:.1f}", (ratio, line), (7 * side, 0), textcoords="offset points", va="center",
+            f"{ratio:.3g}", (ratio, line), (7 * side, 0), textcoords="offset points", va="center",
             ha="left" if side > 0 else "right", fontsize=8, color=INK if ratio >= 1 else SLOWER,
         )  # fmt: skip
 
@@ -103,14 +108,13 @@ def _write_ratios(axes: Axes, line: int, ratios: dict[str, float]) -> None:
 def _draw_bandwidth(axes: Axes, rows: Sequence[Row], copy: float) -> None:
     rates = [(row.bandwidth or 0.0) / 1e9 for row in rows]
     axes.barh(range(len(rows)), rates, height=0.62, color=BAR, zorder=2)
-    axes.set_xlim(0, 1.18 * max(copy / 1e9, *rates))
     axes.axvline(copy / 1e9, color=COPY, linestyle="--", linewidth=1.2, zorder=3)
     axes.annotate(
         f"torch copy {copy / 1e9:.1f}", (copy / 1e9, 1), (0, 4), ha="center", va="bottom",
         xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8, color=COPY,
     )  # fmt: skip
     for line, rate in enumerate(rates):
-        text = f"{rate:.1f} ({rate * 1e9 / copy:.0%})"
+        text = f"{rate:.3g} ({rate * 1e9 / copy:.0%})"
         axes.annotate(
             text, (rate, line), (4, 0), textcoords="offset points", va="center", fontsize=8,
             color=INK, zorder=4, bbox={"color": "white", "alpha": 0.75, "pad": 0.6},

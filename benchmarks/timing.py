@@ -51,20 +51,25 @@ def interleave(
     rounds: int,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
-    """Time every call once a round, in an order shuffled anew each round."""
+    """Time every call once a round, in an order shuffled anew each round.
+
+    A first round is not counted: in it the calls get used to each other's leavings in the heap.
+    """
     repeats = {name: max(1, math.ceil(SAMPLE_SECONDS / costs[name])) for name in calls}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     faults = dict.fromkeys(calls, 0)
     order = list(calls)
     shuffle = random.Random(0).shuffle
-    for turn in range(rounds):
+    for turn in range(rounds + 1):
         if progress is not None:
-            progress(f"round {turn + 1} of {rounds}")
+            progress(f"round {turn} of {rounds}")
         shuffle(order)
         for name in order:
             if costs[name] < LEAD_IN_SECONDS:
                 calls[name]()
             elapsed, faulted = _sample(calls[name], repeats[name])
+            if turn == 0:
+                continue
             seconds[name].append(elapsed / repeats[name])
             faults[name] += faulted
     return {

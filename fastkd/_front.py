@@ -21,8 +21,8 @@ Path = Literal["eager", "compiled", "reference"]
 def _plain_key_sets() -> frozenset[int]:
     """Dispatch keys of CPU tensors that are nothing but memory, as raw bits.
 
-    One comparison then excludes subclasses, functorch wrappers, meta, fake, sparse, quantized and
-    zero tensors, and lazy conjugates and negations: whatever would not be at its address.
+    One comparison then excludes functorch wrappers, meta, fake, sparse, quantized and zero tensors,
+    and lazy conjugates and negations: whatever would not be at its address.
     """
     ordinary = torch.empty(0)
     with torch.inference_mode():
@@ -31,6 +31,7 @@ def _plain_key_sets() -> frozenset[int]:
 
 
 _PLAIN_KEYS = _plain_key_sets()
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def choose_path(student: Tensor, teacher: Tensor, *others: Tensor | None) -> Path:
@@ -55,10 +56,7 @@ def is_ordinary_call(student: Tensor, teacher: Tensor, target: Tensor | None, di
     """
     if torch.compiler.is_compiling() or in_transform():
         return False
-    try:
-        plain = is_plain(student) and is_plain(teacher) and (target is None or is_plain(target))
-    except TypeError:  # not a tensor
-        return False
+    plain = is_plain(student) and is_plain(teacher) and (target is None or is_plain(target))
     if not plain or not _has_kernel(student, teacher) or _native.backend().module is None:
         return False
     shape = student.shape
@@ -72,8 +70,10 @@ def _has_kernel(student: Tensor, teacher: Tensor) -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether the tensor is ordinary CPU memory."""
-    return torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN_KEYS
+    """Whether the tensor is ordinary CPU memory, and of torch's own types."""
+    return type(tensor) in _PLAIN_TYPES and (
+        torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN_KEYS
+    )
 
 
 def in_transform() -> bool:

@@ -6,6 +6,12 @@ import numbers
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
+
+# torch.compile passes symbols where a number may change from call to call.
+_INTEGER = (int, torch.SymInt)
+_REAL = (numbers.Real, torch.SymFloat, torch.SymInt)
+
 Reduction = Literal["none", "sum", "mean", "batchmean"]
 Divergence = Literal["forward_kl"]
 
@@ -42,17 +48,15 @@ class KDLossOptions:
 
 
 def _check_real(name: str, value: Any, rule: str, is_valid: Any) -> None:
-    # A symbolic float (torch.compile) is no numbers.Real, but behaves as one.
-    if isinstance(value, bool) or not (
-        isinstance(value, numbers.Real) or type(value).__name__ in ("SymFloat", "SymInt")
-    ):
+    if isinstance(value, bool) or not isinstance(value, _REAL):
         raise TypeError(f"kd_loss: {name} must be a real number, got {_describe(value)}")
     if not is_valid(value):
         raise ValueError(f"kd_loss: {name} must be {rule}, got {value}")
 
 
 def _check_type(name: str, value: Any, wanted: type) -> None:
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+    types = _INTEGER if wanted is int else wanted
+    if not isinstance(value, types) or (wanted is int and isinstance(value, bool)):
         raise TypeError(f"kd_loss: {name} must be {wanted.__name__}, got {_describe(value)}")
 
 

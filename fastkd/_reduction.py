@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From row losses to the reduced loss, for the reference; the kernels do the same in csrc."""
 
-import torch
 from torch import Tensor
 
 from fastkd._options import Reduction
@@ -35,6 +34,8 @@ def reduce_rows(
         denominator = weight.sum()
     else:
         denominator = batch_size
-    denominator = torch.as_tensor(denominator, dtype=total.dtype, device=total.device)
-    empty = denominator == 0
-    return torch.where(empty, total * 0, total / torch.where(empty, 1, denominator))
+    if isinstance(denominator, Tensor):
+        denominator = denominator.to(total)
+        empty = denominator == 0
+        return (total / denominator.masked_fill(empty, 1)).masked_fill(empty, 0)
+    return total / denominator if denominator else (total * 0).nan_to_num()

@@ -299,8 +299,8 @@ def compiled(
         options.temperature,
         options.alpha,
         options.divergence,
-        options.dim,
-        options.ignore_index,
+        int(options.dim),  # with dynamic=True it arrives as a symbol
+        int(options.ignore_index),
         options.label_smoothing,
         options.reduction,
         options.temperature_squared,

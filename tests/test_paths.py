@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways of a call: eager, compiled, transformed. Each gives the same numbers."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from cases import PLAIN_CASES, Geometry, Inputs, LossCase
+from tolerance import relative_error
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import fastkd
+
+every_case = pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+GEOMETRY = Geometry((6, 37))
+
+
+def leaf(inputs: Inputs) -> Tensor:
+    """The tensor that gets the gradient, as a fresh leaf."""
+    return inputs.tensors[0].detach().clone().requires_grad_()
+
+
+def loss_of(case: LossCase, inputs: Inputs) -> Callable[[Tensor], Tensor]:
+    """The loss as a function of its first tensor."""
+    return lambda first: case.run(Inputs((first, *inputs.tensors[1:]), inputs.keywords))
+
+
+def reference_grad(case: LossCase, inputs: Inputs) -> Tensor:
+    """The reference's gradient."""
+    first = leaf(inputs)
+    loss = case.run_reference(Inputs((first, *inputs.tensors[1:]), inputs.keywords))
+    return torch.autograd.grad(loss, first)[0]
+
+
+# ---- eager ----
+
+
+@every_case
+def test_eager_calls_the_kernel_once_forward_and_once_backward(
+    kernel_calls: list[str], case: LossCase
+) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    loss_of(case, inputs)(leaf(inputs)).backward()
+    assert kernel_calls == [case.loss, "scale_gradient"]
+
+
+@every_case
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_gradient_is_allocated_without_grad_mode(
+    kernel_calls: list[str], monkeypatch: pytest.MonkeyPatch, case: LossCase, mode: type
+) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    first = leaf(inputs)
+    expected = loss_of(case, inputs)(first).detach()
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a gradient was allocated")
+
+    monkeypatch.setattr(torch, "empty_like", forbidden)
+    with mode():
+        loss = loss_of(case, inputs)(first)
+    assert loss.equal(expected)
+    assert not loss.requires_grad
+    assert kernel_calls == [case.loss, case.loss]
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_two_backwards_of_a_kept_graph_agree(case: LossCase, dtype: torch.dtype) -> None:
+    inputs = case.make_inputs(GEOMETRY, dtype)
+    first = leaf(inputs)
+    loss = loss_of(case, inputs)(first)
+    (one,) = torch.autograd.grad(loss, first, torch.tensor(3.0), retain_graph=True)
+    kept = one.clone()
+    one.zero_()  # what a caller does to its gradient must not reach the graph
+    (two,) = torch.autograd.grad(loss, first, torch.tensor(3.0), retain_graph=True)
+    (last,) = torch.autograd.grad(loss, first, torch.tensor(3.0))
+    assert two.equal(kept)
+    assert last.equal(kept)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@every_case
+def test_gradients_accumulate(case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    first = leaf(inputs)
+    for _ in range(2):
+        loss_of(case, inputs)(first).backward()
+    torch.testing.assert_close(first.grad, 2 * reference_grad(case, inputs))
+
+
+@every_case
+@pytest.mark.parametrize("factor", [0.0, 1.0, -2.5, 65536.0])
+def test_grad_output_scales_the_gradient(case: LossCase, factor: float) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    first = leaf(inputs)
+    (loss_of(case, inputs)(first) * factor).backward()
+    assert first.grad is not None
+    assert relative_error(first.grad, factor * reference_grad(case, inputs)) < 1e-6
+
+
+@every_case
+def test_a_loss_scale_saves_float16_gradients_from_underflow(case: LossCase) -> None:
+    # 1 / (N C) is far below float16's smallest number; a GradScaler's 2^16 must find it intact.
+    inputs = case.make_inputs(Geometry((64, 4096)), torch.float16)
+    first = leaf(inputs)
+    (loss_of(case, inputs)(first) * 65536.0).backward()
+    assert first.grad is not None
+    truth = 65536.0 * reference_grad(case, inputs.to(torch.float64))
+    error = (first.grad.double() - truth).abs().max() / truth.abs().max()
+    assert error < 1e-3
+    assert (first.grad != 0).float().mean() > 0.9
+
+
+@every_case
+def test_the_student_may_change_after_the_loss(case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    first = leaf(inputs)
+    student = first * 1.0
+    loss = loss_of(case, inputs)(student)
+    (grad,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(grad, reference_grad(case, inputs))
+
+
+@every_case
+def test_the_teacher_gets_no_gradient(case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    teacher = inputs.tensors[1].requires_grad_()
+    for dtype in (torch.float32, torch.float64):  # the kernel and the reference
+        student = inputs.tensors[0].to(dtype).requires_grad_()
+        case.run(Inputs((student, teacher.to(dtype)), inputs.keywords)).backward()
+        assert teacher.grad is None
+        assert not case.run(
+            Inputs((student.detach(), teacher.to(dtype)), inputs.keywords)
+        ).requires_grad
+
+
+@every_case
+def test_double_backward(case: LossCase) -> None:
+    inputs = case.make_inputs(Geometry((3, 5)))
+    results = []
+    for run in (case.run, case.run_reference):
+        first = leaf(inputs)
+        loss = run(Inputs((first, *inputs.tensors[1:]), inputs.keywords))
+        (grad,) = torch.autograd.grad(loss, first, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), first)
+        results.append((grad, second))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][1].abs().max() > 0
+
+
+@every_case
+def test_autocast_with_a_bfloat16_student_and_a_float32_teacher(
+    kernel_calls: list[str], case: LossCase
+) -> None:
+    inputs = case.make_inputs(Geometry((6, 10)))
+    layer = torch.nn.Linear(8, 10)
+    x = torch.randn(6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = layer(x)
+        loss = loss_of(case, inputs)(logits)
+    assert logits.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert layer.weight.grad is not None
+    assert kernel_calls
+    half = Inputs((logits.detach(), *inputs.tensors[1:]), inputs.keywords)
+    torch.testing.assert_close(loss.detach(), case.run_reference(half))
+
+
+@every_case
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint(case: LossCase, reentrant: bool) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    first = leaf(inputs)
+    checkpoint(loss_of(case, inputs), first, use_reentrant=reentrant).backward()
+    torch.testing.assert_close(first.grad, reference_grad(case, inputs))
+
+
+@every_case
+def test_saved_tensor_hooks(case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    first = leaf(inputs)
+    with torch.autograd.graph.save_on_cpu():
+        loss = loss_of(case, inputs)(first)
+    loss.backward()
+    torch.testing.assert_close(first.grad, reference_grad(case, inputs))
+
+
+# ---- compiled ----
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_compile_fullgraph(kernel_calls: list[str], case: LossCase, dtype: torch.dtype) -> None:
+    inputs = case.make_inputs(GEOMETRY, dtype)
+    torch._dynamo.reset()
+
+    def step(first: Tensor) -> Tensor:
+        return loss_of(case, inputs)(first * 1.0) * 3.0
+
+    eager, compiled = leaf(inputs), leaf(inputs)
+    step(eager).backward()
+    kernel_calls.clear()
+    torch.compile(step, fullgraph=True, dynamic=False)(compiled).backward()
+    assert case.loss in kernel_calls
+    torch.testing.assert_close(compiled.grad, eager.grad)
+
+
+@every_case
+def test_compile_with_dynamic_shapes_compiles_once(case: LossCase) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(case.run, fullgraph=True, dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for geometry in (Geometry((6, 37)), Geometry((9, 21)), Geometry((4, 50))):
+            inputs = case.make_inputs(geometry)
+            first = leaf(inputs)
+            compiled(Inputs((first, *inputs.tensors[1:]), inputs.keywords)).backward()
+            torch.testing.assert_close(first.grad, reference_grad(case, inputs))
+
+
+def test_compile_checks_the_target() -> None:
+    torch._dynamo.reset()
+    student, teacher = torch.randn(2, 3, 5)
+    loss = torch.compile(fastkd.kd_loss, fullgraph=True)
+    with pytest.raises(IndexError, match=r"target must be in \[0, 5\).*got 7 at \(1,\)"):
+        loss(student, teacher, torch.tensor([0, 7, 1]))
+
+
+@every_case
+def test_opcheck(case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    arguments = (
+        leaf(inputs),
+        inputs.tensors[1],
+        inputs.keywords["target"],
+        torch.rand(6),
+        None,
+        *(4.0, 0.5, "forward_kl", -1, -100, 0.1, "mean", True, False),
+        True,
+    )
+    torch.library.opcheck(torch.ops.fastkd.kd_loss.default, arguments)
+
+
+@every_case
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(kernel_calls: list[str], case: LossCase, strict: bool) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+
+    class Distiller(torch.nn.Module):
+        def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+            return fastkd.kd_loss(student, teacher, target, **case.options)
+
+    arguments = (*inputs.tensors, inputs.keywords["target"])
+    program = torch.export.export(Distiller(), arguments, strict=strict)
+    assert any("fastkd" in str(node.target) for node in program.graph.nodes)
+    kernel_calls.clear()
+    torch.testing.assert_close(program.module()(*arguments), case.run_reference(inputs))
+    assert case.loss in kernel_calls
+
+
+# ---- transforms, subclasses and modes: the reference ----
+
+
+@every_case
+def test_func_grad_and_vmap(kernel_calls: list[str], case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    grad = torch.func.grad(loss_of(case, inputs))(inputs.tensors[0])
+    torch.testing.assert_close(grad, reference_grad(case, inputs))
+
+    student, teacher = torch.randn(2, 4, 6, 37)
+    target = torch.randint(0, 37, (4, 6))
+
+    def one(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return fastkd.kd_loss(s, t, y, **case.options)
+
+    batched = torch.func.vmap(one)(student, teacher, target)
+    assert not kernel_calls
+    expected = [one(*arguments) for arguments in zip(student, teacher, target, strict=True)]
+    torch.testing.assert_close(batched, torch.stack(expected))
+
+    per_sample = torch.func.vmap(torch.func.grad(one))(student, teacher, target)
+    assert per_sample.shape == student.shape
+
+
+@every_case
+def test_forward_mode(case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    direction = torch.randn(GEOMETRY.shape)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(inputs.tensors[0], direction)
+        tangent = torch.autograd.forward_ad.unpack_dual(loss_of(case, inputs)(dual)).tangent
+    torch.testing.assert_close(tangent, (reference_grad(case, inputs) * direction).sum())
+
+
+@every_case
+def test_meta_and_fake_tensors(kernel_calls: list[str], case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    meta = Inputs(
+        tuple(t.to("meta") for t in inputs.tensors),
+        {**inputs.keywords, "target": inputs.keywords["target"].to("meta")},
+    )
+    loss = case.run(meta)
+    assert (loss.device.type, loss.shape, loss.dtype) == ("meta", (), torch.float32)
+
+    mode = FakeTensorMode()
+    fake = Inputs(
+        tuple(mode.from_tensor(t) for t in inputs.tensors),
+        {**inputs.keywords, "target": mode.from_tensor(inputs.keywords["target"])},
+    )
+    for context in (mode, torch.no_grad()):  # inside the mode, and fake tensors outside it
+        with context:
+            assert case.run(fake).shape == ()
+    assert not kernel_calls
+
+
+class Wrapped(torch.Tensor):
+    """A subclass that could hold its data anywhere."""
+
+
+@every_case
+def test_subclasses_and_lazy_negation_take_the_reference(
+    kernel_calls: list[str], case: LossCase
+) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    first, *others = inputs.tensors
+    expected = case.run(inputs)
+    kernel_calls.clear()
+    wrapped = first.as_subclass(Wrapped)
+    torch.testing.assert_close(
+        case.run(Inputs((wrapped, *others), inputs.keywords)).as_subclass(Tensor), expected
+    )
+    negated = torch._neg_view(-first)  # its memory holds the negative
+    assert negated.is_neg()
+    torch.testing.assert_close(case.run(Inputs((negated, *others), inputs.keywords)), expected)
+    zero = torch._efficientzerotensor(GEOMETRY.shape)  # has no memory
+    assert case.run(Inputs((zero, *others), inputs.keywords)).isfinite()
+    assert not kernel_calls
+
+
+@every_case
+def test_a_parameter_and_a_default_device_take_the_kernel(
+    kernel_calls: list[str], case: LossCase
+) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    parameter = torch.nn.Parameter(inputs.tensors[0])
+    with torch.device("cpu"):
+        loss_of(case, inputs)(parameter).backward()
+    assert kernel_calls == [case.loss, "scale_gradient"]
+
+
+# ---- several processes ----
+
+
+def _train_one_step(rank: int, folder: str) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 10)
+    model = DistributedDataParallel(layer)
+    x, teacher = torch.randn(8, 8), torch.randn(8, 10)
+    target = torch.tensor([1, 2, -100, 3, 4, -100, -100, 5])
+    mine = slice(4 * rank, 4 * rank + 4)
+    counted = (target[mine] != -100).sum()
+    dist.all_reduce(counted)
+    loss = fastkd.kd_loss(
+        model(x[mine]), teacher[mine], target[mine], temperature=4.0, num_items=counted
+    )
+    (2 * loss).backward()  # DDP averages over the two processes
+    if rank == 0:
+        torch.save([layer.weight.grad, x, teacher, target], Path(folder) / "result.pt")
+    dist.destroy_process_group()
+
+
+def test_ddp_on_two_processes_equals_one_batch(tmp_path: Path) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(_train_one_step, args=(str(tmp_path),), nprocs=2)
+    grad, x, teacher, target = torch.load(tmp_path / "result.pt")
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 10)
+    fastkd.reference.kd_loss(layer(x), teacher, target, temperature=4.0).backward()
+    torch.testing.assert_close(grad, layer.weight.grad)

@@ -86,7 +86,7 @@ def main() -> int:
     )
     parser.add_argument("command", choices=["demo", "test", "check", "bench", "wheel", "sanitize"])
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the tool behind it")
-    given = parser.parse_args()
+    given = parser.parse_args(sys.argv[1:] or ["--help"])
     try:
         python = environment_for(given.command)
         if given.command == "check":
@@ -306,7 +306,10 @@ def wheel(python: Path, arguments: Sequence[str]) -> int:
         shutil.rmtree(leftovers)
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", "dist", *arguments]
     step("building a wheel", [python, "-m", "pip", "wheel", *options, "."], FASTKD_NATIVE="1")
-    made = max((ROOT / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    wheels = sorted((ROOT / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    if not wheels:
+        raise Failure("pip wrote no wheel into dist/")
+    made = wheels[-1]
     print(f"{made.relative_to(ROOT)}  {made.stat().st_size:,} bytes")
     for entry in zipfile.ZipFile(made).infolist():
         if entry.filename.endswith((".so", ".pyd")):

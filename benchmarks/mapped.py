@@ -6,16 +6,13 @@ the arithmetic. Programs whose allocator keeps memory do not pay it, so such row
 ways; all providers run under the same allocator settings.
 """
 
-import argparse
-import json
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 
-from benchmarks import ROOT
 from benchmarks.measure import MAPPED_SHAPES, Job, find_jobs, measure
 from benchmarks.memory import keep_freed_memory_mapped
-from benchmarks.results import Row, row_from_json, to_json
+from benchmarks.results import Row
 
 
 def is_wanted(job: Job) -> bool:
@@ -25,37 +22,18 @@ def is_wanted(job: Job) -> bool:
 
 def measure_mapped(job: Job, threads: int, rounds: int, providers: Sequence[str]) -> Row | None:
     """The row's times in mapped memory; None where the allocator is not glibc's."""
-    command = [sys.executable, "-m", "benchmarks.mapped", str(job), str(threads), str(rounds)]
-    done = subprocess.run(
-        [*command, *providers], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
-    values = json.loads(done.stdout.splitlines()[-1])
-    return None if values is None else row_from_json(values)
+    # A fresh process: an allocator can't be set back, and fork would copy this one's heap.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as process:
+        return process.submit(_measure_here, str(job), threads, rounds, tuple(providers)).result()
 
 
-def main() -> int:
-    """Measure one row and print it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job")
-    parser.add_argument("threads", type=int)
-    parser.add_argument("rounds", type=int)
-    parser.add_argument("providers", nargs="+")
-    arguments = parser.parse_args()
+def _measure_here(
+    job_name: str, threads: int, rounds: int, providers: tuple[str, ...]
+) -> Row | None:
     if not keep_freed_memory_mapped():
-        print("null")
-        return 0
-    (job,) = (job for job in find_jobs() if str(job) == arguments.job)
-    row = measure(
-        job,
-        threads=arguments.threads,
-        rounds=arguments.rounds,
-        providers=arguments.providers,
-        mapped=True,
-        only_time=True,
+        return None
+    (job,) = (job for job in find_jobs() if str(job) == job_name)
+    return measure(
+        job, threads=threads, rounds=rounds, providers=providers, mapped=True, only_time=True
     )
-    print(json.dumps(to_json(row)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -31,7 +31,8 @@ def draw(results: Results, path: Path) -> Path:
         len(blocks), 2, squeeze=False, height_ratios=heights, width_ratios=(3, 2)
     )
     ratios = [ratio for row in results.rows for ratio in _ratios(row).values()]
-    limits = min([0.8, *(0.85 * ratio for ratio in ratios)]), 1.35 * max([1.2, *ratios])
+    # Room for the figures beside the outermost dots.
+    limits = min([0.8, *(0.6 * ratio for ratio in ratios)]), 1.5 * max([1.2, *ratios])
     most = max(*results.copy_bandwidth.values(), *(row.bandwidth or 0 for row in results.rows))
     for (threads, rows), (left, right) in zip(blocks, grid, strict=True):
         words = f"{threads} thread{'s' if threads > 1 else ''}"
@@ -42,7 +43,7 @@ def draw(results: Results, path: Path) -> Path:
         right.set_title(f"GB/s of fastkd, {words}", loc="left", fontweight="bold", color=INK)
     device, versions = results.device, results.versions
     figure.suptitle(
-        "fastkd: forward and backward, beside eager PyTorch and torch.compile of it\n",
+        "fastkd: forward and backward, beside eager PyTorch and torch.compile of it",
         x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK,
     )  # fmt: skip
     footer = (
@@ -50,7 +51,11 @@ def draw(results: Results, path: Path) -> Path:
         f"({versions['fastkd_cpu_build']}), torch {versions['torch']}; commit {results.commit}, "
         f"{results.date}. GB/s counts the bytes that any implementation must move."
     )
-    figure.supxlabel("\n".join(textwrap.wrap(footer, 150)), fontsize=8, color="#666666")
+    if any(row.is_disturbed for row in results.rows):
+        footer += " † Other work used the CPUs meanwhile: not fit to be quoted."
+    figure.supxlabel(
+        "\n".join(textwrap.wrap(footer, 165)), x=0.01, ha="left", fontsize=8, color="#666666"
+    )
     figure.savefig(path, dpi=150)
     return path
 
@@ -58,7 +63,7 @@ def draw(results: Results, path: Path) -> Path:
 def row_label(row: Row, with_loss: bool) -> str:
     """What stands left of a row."""
     loss = f"{row.loss} {row.label}  " if with_loss else ""
-    return f"{loss}{row.name}  {row.dtype}"
+    return f"{loss}{row.name}  {row.dtype}{' †' if row.is_disturbed else ''}"
 
 
 def _ratios(row: Row) -> dict[str, float]:
@@ -100,9 +105,13 @@ def _write_ratios(axes: Axes, line: int, ratios: dict[str, float]) -> None:
         if side < 0 and len(ordered) == 1:
             continue
         axes.annotate(
-            f"{ratio:.3g}", (ratio, line), (7 * side, 0), textcoords="offset points", va="center",
+            _figure(ratio), (ratio, line), (7 * side, 0), textcoords="offset points", va="center",
             ha="left" if side > 0 else "right", fontsize=8, color=INK if ratio >= 1 else SLOWER,
         )  # fmt: skip
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _draw_bandwidth(axes: Axes, rows: Sequence[Row], copy: float) -> None:
@@ -114,7 +123,7 @@ def _draw_bandwidth(axes: Axes, rows: Sequence[Row], copy: float) -> None:
         xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8, color=COPY,
     )  # fmt: skip
     for line, rate in enumerate(rates):
-        text = f"{rate:.3g} ({rate * 1e9 / copy:.0%})"
+        text = f"{_figure(rate)} ({rate * 1e9 / copy:.0%})"
         axes.annotate(
             text, (rate, line), (4, 0), textcoords="offset points", va="center", fontsize=8,
             color=INK, zorder=4, bbox={"color": "white", "alpha": 0.75, "pad": 0.6},

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.providers import PROVIDERS
-from benchmarks.results import Figures, Results, Row, to_json
+from benchmarks.results import BUSY, Figures, Results, Row, to_json
 
 _SHORT = {"fastkd": "fastkd", "eager": "eager", "torch.compile": "compile"}
 NOTHING = "-"
-BUSY = 0.05  # share of the CPUs used by others from which a row is marked
 
 
 def save(results: Results, folder: Path, slug: str) -> list[Path]:
@@ -73,8 +72,7 @@ def _time_table(rows: Sequence[Row], results: Results) -> str:
     header += ["GB/s", "of copy", "rounds"]
     body = []
     for row in rows:
-        mark = " †" if is_disturbed(row) else ""
-        line = [row.name + mark, row.dtype, str(row.threads)]
+        line = [row.name + (" †" if row.is_disturbed else ""), row.dtype, str(row.threads)]
         line += [_timespan(row.providers[name]) for name in providers]
         line += [_ratio(row.ratio(name)) for name in others]
         rate = row.bandwidth
@@ -85,15 +83,10 @@ def _time_table(rows: Sequence[Row], results: Results) -> str:
         body.append([*line, str(row.rounds)])
     note = (
         f"\n\n† not fit to be quoted: other work used more than {BUSY:.0%} of the CPUs meanwhile."
-        if any(map(is_disturbed, rows))
+        if any(row.is_disturbed for row in rows)
         else ""
     )
     return format_table(header, body, left=2) + note
-
-
-def is_disturbed(row: Row) -> bool:
-    """Whether other processes took a share of the CPUs that can spoil the times."""
-    return row.others_busy is not None and row.others_busy > BUSY
 
 
 def _memory_table(rows: Sequence[Row]) -> str:

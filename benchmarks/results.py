@@ -5,6 +5,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+BUSY = 0.05  # share of the CPUs used by others from which a row's times are suspect
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -47,6 +49,11 @@ class Row:
         text = "x".join(map(str, self.shape))
         text = text if self.dim == -1 else f"{text} dim={self.dim}"
         return f"{text}, mapped" if self.mapped else text
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other processes took a share of the CPUs that can spoil the times."""
+        return self.others_busy is not None and self.others_busy > BUSY
 
     def ratio(self, provider: str) -> float | None:
         """Median time over that of fastkd."""

@@ -6,6 +6,7 @@ repeats the experiment of Hinton et al. (arXiv:1503.02531) with a student that i
 """
 
 import argparse
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,16 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _train(images: data.Images, settings: Settings, seeds: int) -> list[SeedResult]:
     epochs = seeds * len(STAGES) * settings.epochs
-    results = []
     with tqdm(total=epochs, unit="epoch", mininterval=0.5) as bar:
 
-        def progress(stage: str) -> None:
-            bar.set_description(f"seed {len(results) + 1} of {seeds}, {stage}", refresh=False)
+        def progress(seed: int, stage: str) -> None:
+            bar.set_description(f"seed {seed + 1} of {seeds}, {stage}", refresh=False)
             bar.update()
 
-        for seed in range(seeds):
-            results.append(run_seed(images, settings, seed, progress))
-    return results
+        return [
+            run_seed(images, settings, seed, functools.partial(progress, seed))
+            for seed in range(seeds)
+        ]
 
 
 def _time_losses(settings: Settings) -> str:

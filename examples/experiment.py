@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one seed shows: a teacher, two students of the same images, and a student without a digit."""
+"""What one seed shows: a teacher, two students of the same images, one that never saw a digit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

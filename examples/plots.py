@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -24,12 +25,15 @@ PICTURES = 4
 
 def draw(results: Sequence[SeedResult], test: Images, settings: Settings, path: Path) -> None:
     """Save three panels as a PNG."""
-    figure = Figure(figsize=(15, 6), facecolor="white", layout="constrained")
+    figure = Figure(
+        figsize=(15, 6), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    )
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr]
     figure.suptitle(finding(results), x=0.012, ha="left", fontsize=17, fontweight="bold", color=INK)
     figure.supxlabel(_conditions(results, settings), x=0.012, ha="left", fontsize=9, color=SOFT_INK)
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(1, 1.25, 1.15), wspace=0.03)
+    left, middle, right = figure.subfigures(
+        1, 3, squeeze=False, width_ratios=(1, 1.25, 1.15), wspace=0.03
+    )[0]
     _draw_errors(left, results, len(test))
     _draw_soft_targets(middle, results[0].teacher_logits, test, settings.temperature)
     _draw_without_digit(right, results, test)
@@ -74,7 +78,7 @@ def _draw_errors(panel: SubFigure, results: Sequence[SeedResult], images: int) -
         _draw_column(axes, place, figures, colour)
     _finish(axes, columns)
     axes.set_ylabel(f"errors on {images} test images", color=INK)
-    _title(axes, "The student, with and without a teacher")
+    _title(axes, "Errors of teacher and student")
 
 
 def _draw_without_digit(panel: SubFigure, results: Sequence[SeedResult], test: Images) -> None:
@@ -101,7 +105,11 @@ def _draw_without_digit(panel: SubFigure, results: Sequence[SeedResult], test: I
             textcoords="offset points", color=INK, fontsize=11, fontweight="bold",
         )  # fmt: skip
     axes.set_ylabel("test errors", color=INK)
-    _title(axes, f"A student that was never shown a {digit}")
+    missed = [statistics.mean(run.missed[after] for run in runs) for after in (0, 1)]
+    _title(
+        axes,
+        f"Never shown a {digit}, it misses {missed[0]:.0f} of {of_digit}; {missed[1]:.0f} with a bias",
+    )
 
 
 def _draw_column(axes: Axes, place: float, figures: Sequence[float], colour: str) -> None:
@@ -136,7 +144,7 @@ def _draw_soft_targets(panel: SubFigure, logits: Tensor, test: Images, temperatu
     grid = panel.subplots(len(chosen), 2, width_ratios=(1, 4.2), squeeze=False)
     for row, (picture, bars) in enumerate(grid):
         position = chosen[row]
-        picture.imshow(test.pixels[position], cmap="gray_r", vmin=0, vmax=1)
+        picture.imshow(test.pixels[position].numpy(), cmap="gray_r", vmin=0, vmax=1)
         picture.set_xticks([])
         picture.set_yticks([])
         for spine in picture.spines.values():
@@ -144,20 +152,18 @@ def _draw_soft_targets(panel: SubFigure, logits: Tensor, test: Images, temperatu
         _draw_bars(bars, logits[position], temperature, last=row == len(chosen) - 1)
     handles, labels = grid[0, 1].get_legend_handles_labels()
     panel.legend(handles, labels, loc="upper right", ncols=2, frameon=False, bbox_to_anchor=(1, 1))
-    panel.suptitle(
-        "What the teacher thinks of a digit\n", x=0.02, ha="left", fontsize=12, color=INK
-    )
+    panel.suptitle("Probabilities the teacher gives\n", x=0.02, ha="left", fontsize=12, color=INK)
 
 
 def _draw_bars(axes: Axes, logits: Tensor, temperature: float, *, last: bool) -> None:
-    digits = torch.arange(len(logits))
-    sharp, soft = logits.softmax(dim=0), (logits / temperature).softmax(dim=0)
-    axes.bar(digits - 0.2, sharp, width=0.4, color=FAINT, label="T = 1", zorder=2)
+    digits = np.arange(len(logits))
+    sharp = logits.softmax(dim=0).numpy()
+    soft = (logits / temperature).softmax(dim=0).numpy()
+    axes.bar(digits - 0.2, sharp, width=0.4, color="#AAAAAA", label="T = 1", zorder=2)
     axes.bar(digits + 0.2, soft, width=0.4, color=DISTILLED, label=f"T = {temperature:g}", zorder=2)
     axes.set_ylim(0, 1.05)
-    axes.set_yticks([0, 0.5, 1], ["0", "", "1"])
+    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set_xticks(digits, [str(digit) for digit in digits.tolist()] if last else [])
-    axes.set_ylabel("p", color=SOFT_INK, rotation=0, labelpad=8, va="center")
     if last:
         axes.set_xlabel("digit", color=INK)
     axes.grid(axis="y", color="#EEEEEE", zorder=0)
@@ -181,4 +187,4 @@ def _conditions(results: Sequence[SeedResult], settings: Settings) -> str:
         f"{settings.epochs} epochs. The bias of class {OMITTED_DIGIT} is chosen on validation "
         "images. After Hinton, Vinyals, Dean, arXiv:1503.02531."
     )
-    return "\n".join(textwrap.wrap(text, 190))
+    return "\n".join(textwrap.wrap(text, 220))

@@ -87,7 +87,10 @@ def time_table(times: Sequence[LossTime], busy: float | None) -> str:
     ]
     text = format_table([head, *rows])
     if busy is not None and busy > 0.1:
-        text += f"\nOther programs used {busy:.0%} of the CPUs meanwhile: take the times as rough."
+        text += (
+            f"\nOther programs used {busy:.0%} of the CPUs meanwhile. That slows eager PyTorch's "
+            "thread pool most: for a fair ratio, run again on a quiet machine."
+        )
     return text
 
 

@@ -51,12 +51,14 @@ def train(
         model = _build(images.pixels[0].numel(), network)
         optimizer = torch.optim.Adam(model.parameters(), lr=network.learning_rate, fused=True)
         for _ in range(epochs):
-            for index in torch.randperm(len(images), generator=generator).split(network.batch_size):
+            order = torch.randperm(len(images), generator=generator)
+            for start in range(0, len(order), network.batch_size):
+                index = order[start : start + network.batch_size]
                 pixels = images.pixels[index]
                 if network.shift:
                     pixels = shift_randomly(pixels, network.shift, generator)
                 optimizer.zero_grad()
-                batch_loss(model(pixels), index).backward()
+                batch_loss(model(pixels), index).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             after_epoch()
     return model.eval()

@@ -83,6 +83,14 @@ def check_num_items(function: str, num_items: Any, reduction: str, student: Tens
         raise ValueError(f"{function}: num_items must be >= 0, got {num_items}")
 
 
+def read_num_items(function: str, num_items: int | Tensor) -> float:
+    """The value of a checked num_items in CPU memory."""
+    value = float(num_items)
+    if not value >= 0:
+        raise ValueError(f"{function}: num_items must be >= 0, got {num_items}")
+    return value
+
+
 def check_target_range(function: str, target: Tensor, ignore_index: int, classes: int) -> None:
     """Raise IndexError for a class index outside [0, classes) that is not ignore_index."""
     bad = ((target < 0) | (target >= classes)) & (target != ignore_index)

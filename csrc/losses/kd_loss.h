@@ -261,7 +261,9 @@ struct KdLoss {
     const V below_t = part.max_teacher - out.max_teacher;
     const V scale_t = exp2_nonpositive(below_t * V(p.exp2_scale));
     const V sum_teacher = part.sum_teacher * scale_t;
-    out.sum_student = fma(part.sum_student, exp2_nonpositive(below_s * V(p.exp2_scale)), out.sum_student);
+    // Both sums are rounded alike, so that equal logits give exactly 0.
+    out.sum_student =
+        out.sum_student + part.sum_student * exp2_nonpositive(below_s * V(p.exp2_scale));
     out.sum_teacher = out.sum_teacher + sum_teacher;
     // A part whose probabilities vanish beside the maximum adds 0, even where its dot is infinite.
     const V moved = fma(below_t - below_s, sum_teacher, part.dot * scale_t);

@@ -201,8 +201,14 @@ def _call(
         return ops.eager(student, teacher, target, sample_weight, num_items, options)
     if path == "compiled":
         return ops.compiled(student, teacher, target, sample_weight, num_items, options)
-    if target is not None and not _front.in_transform() and _front.is_plain(target):
-        _validation.check_target_range("kd_loss", target, options.ignore_index, student.shape[dim])
+    if not torch.compiler.is_compiling() and not _front.in_transform():
+        # The kernels check values as they read them; here they must be looked at first.
+        if target is not None and _front.is_plain(target):
+            _validation.check_target_range(
+                "kd_loss", target, options.ignore_index, student.shape[dim]
+            )
+        if isinstance(num_items, Tensor) and _front.is_plain(num_items):
+            _validation.read_num_items("kd_loss", num_items)
     return evaluate_reference(
         student,
         teacher.detach(),

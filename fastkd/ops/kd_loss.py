@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastkd import _native
 from fastkd._options import KDLossOptions
-from fastkd._validation import target_out_of_range
+from fastkd._validation import read_num_items, target_out_of_range
 from fastkd.reference.kd_loss import evaluate
 
 
@@ -53,7 +53,7 @@ def forward(
     call = _native.KDLossCall(
         *_native_options(module, options, target is not None),
         rows[0] if rows else 1,
-        -1.0 if num_items is None else float(num_items),
+        -1.0 if num_items is None else read_num_items("kd_loss", num_items),
         target,
         sample_weight,
         loss,

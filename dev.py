@@ -146,7 +146,7 @@ def environment_for(command: str) -> Path:
     """The Python that runs the command, with fastkd built for it."""
     if Path(sys.prefix) != VENV and importlib.util.find_spec("torch"):
         python = Path(sys.executable)
-        print(f"dev.py: {sys.prefix} has torch, using it as it is")
+        print(f"dev.py: {sys.prefix} has torch, using it as it is", flush=True)
         require_tools(python, command)
     else:
         python = make_venv()

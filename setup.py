@@ -135,8 +135,10 @@ class NinjaBuild(build_ext):
             for extension in extensions
         }
         self.extensions = extensions  # what setuptools copies and records
-        for output in outputs.values():
-            output.parent.mkdir(parents=True, exist_ok=True)
+        package = Path(self.build_lib).resolve() / "fastkd"
+        package.mkdir(parents=True, exist_ok=True)
+        for leftover in set(package.glob("_cpu_*")) - set(outputs.values()):
+            leftover.unlink()  # or the wheel would have it
         (folder / "build.ninja").write_text(ninja_file(compiler, outputs, folder))
         run_ninja(folder)
 

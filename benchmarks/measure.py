@@ -32,6 +32,12 @@ class Job:
     case: LossCase
     bench_row: BenchRow
 
+    @property
+    def student_bytes(self) -> int:
+        """Size of the student's logits."""
+        row = self.bench_row
+        return torch.Size(row.geometry.shape).numel() * row.dtype.itemsize
+
     def __str__(self) -> str:
         """What --rows looks into."""
         return f"{self.case} {self.bench_row.geometry} {DTYPE_NAMES[self.bench_row.dtype]}"
@@ -58,7 +64,6 @@ def measure(
     torch.set_num_threads(threads)
     case, geometry, dtype = job.case, job.bench_row.geometry, job.bench_row.dtype
     inputs = case.make_inputs(geometry, dtype, dtype)
-    student = inputs.tensors[0]
     assert case.ideal_bytes is not None, f"{case} does not count its bytes"
     ideal_bytes = case.ideal_bytes(inputs)
 
@@ -72,7 +77,7 @@ def measure(
     error_shape = None
     if not only_time:
         progress("memory")
-        _add_memory(figures, steps, large=student.nbytes >= LEAST_RESIDENT_BYTES)
+        _add_memory(figures, steps, large=job.student_bytes >= LEAST_RESIDENT_BYTES)
         progress("float64")
         fewer = error_geometry(geometry)
         if fewer != geometry:
@@ -91,7 +96,7 @@ def measure(
         mapped=mapped,
         rounds=len(next(iter(timings.values())).seconds),
         ideal_bytes=ideal_bytes,
-        student_bytes=student.nbytes,
+        student_bytes=job.student_bytes,
         error_shape=error_shape,
         others_busy=others_busy,
         providers=figures,

@@ -55,16 +55,27 @@ def peak_resident_bytes(call: Callable[[], object]) -> int | None:
     return max(0, peak - before)
 
 
-def keep_freed_memory_mapped() -> bool:
+def keep_freed_memory_mapped(reserve: int) -> bool:
     """From now on freed blocks stay with the process, so new ones cost no page faults.
 
-    For every provider alike. False: not glibc, nothing was changed.
+    For every caller of malloc alike, which all of torch's CPU tensors are. `reserve` bytes are
+    mapped at once: an aligned block does not fit the hole that its like left if a small block
+    went to the rest of it, so the heap would grow for many calls before it holds enough holes.
+    False: not glibc, nothing was changed.
     """
     libc = _glibc()
     # Every block from the heap, however large, and the heap never shrinks.
-    return bool(
-        libc is not None and libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1)
-    )
+    if libc is None or not (libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1)):
+        return False
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    block = libc.malloc(reserve)
+    if block is None:
+        raise MemoryError(f"no {reserve} bytes to keep mapped")
+    ctypes.memset(block, 0, reserve)
+    libc.free(block)
+    return True
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -18,7 +18,7 @@ from examples import data, report
 from examples.experiment import OMITTED_DIGIT, STAGES, SeedResult, Settings, run_seed
 from examples.loss_time import time_loss
 from examples.recipes import RECIPES
-from examples.training import CLASSES
+from examples.training import CLASSES, threads
 
 LARGE_SHAPE = (256, 1000)  # a batch of ImageNet
 
@@ -67,9 +67,10 @@ def _train(images: data.Images, settings: Settings, seeds: int) -> list[SeedResu
 
 def _time_losses(settings: Settings) -> str:
     others = OtherWork()
-    shapes = ((settings.recipe.student.batch_size, CLASSES), LARGE_SHAPE)
-    times = [time_loss(*shape, settings.temperature, settings.alpha) for shape in shapes]
-    return report.time_table(times, others.share())
+    student, options = settings.recipe.student, (settings.temperature, settings.alpha)
+    with threads(settings.recipe.threads):
+        as_trained = time_loss(student.batch_size, CLASSES, *options)
+    return report.time_table([as_trained, time_loss(*LARGE_SHAPE, *options)], others.share())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ class LossTime:
 
     rows: int
     classes: int
+    threads: int
     fastkd: float
     eager: float
     loss_difference: float  # relative
@@ -32,9 +33,7 @@ def eager_kd_loss(s: Tensor, t: Tensor, y: Tensor, T: float, alpha: float) -> Te
     return soft * T * T * alpha + F.cross_entropy(s, y) * (1 - alpha)
 
 
-def time_loss(
-    rows: int, classes: int, temperature: float, alpha: float, rounds: int = ROUNDS
-) -> LossTime:
+def time_loss(rows: int, classes: int, temperature: float, alpha: float) -> LossTime:
     """Time both in turns on random logits [rows, classes]."""
     generator = torch.Generator().manual_seed(0)
     student = 4 * torch.randn(rows, classes, generator=generator)
@@ -57,11 +56,12 @@ def time_loss(
 
     (loss, grad), (eager_loss, eager_grad) = ours(), eager()
     calls = {"fastkd": ours, "eager": eager}
-    timings = interleave(calls, warm_up(calls), rounds)
+    timings = interleave(calls, warm_up(calls), ROUNDS)
     medians = {name: timing.quartiles()[1] for name, timing in timings.items()}
     return LossTime(
         rows,
         classes,
+        torch.get_num_threads(),
         fastkd=medians["fastkd"],
         eager=medians["eager"],
         loss_difference=_relative(loss, eager_loss),

@@ -72,8 +72,7 @@ def _draw_errors(panel: SubFigure, results: Sequence[SeedResult], images: int) -
         "hard labels": ([result.hard for result in results], HARD),
         "distilled": ([result.distilled for result in results], DISTILLED),
     }
-    for result in results:
-        axes.plot([1, 2], [result.hard, result.distilled], color=FAINT, linewidth=1.5, zorder=2)
+    _join(axes, (1, 2), [(result.hard, result.distilled) for result in results])
     for place, (figures, colour) in enumerate(columns.values()):
         _draw_column(axes, place, figures, colour)
     _finish(axes, columns)
@@ -93,9 +92,8 @@ def _draw_without_digit(panel: SubFigure, results: Sequence[SeedResult], test: I
         "with bias ": ([run.missed[1] for run in runs], CORRECTED),
     }
     places = (0.0, 1.0, 2.4, 3.4)
-    for run in runs:
-        axes.plot(places[:2], run.errors, color=FAINT, linewidth=1.5, zorder=2)
-        axes.plot(places[2:], run.missed, color=FAINT, linewidth=1.5, zorder=2)
+    _join(axes, (places[0], places[1]), [run.errors for run in runs])
+    _join(axes, (places[2], places[3]), [run.missed for run in runs])
     for place, (figures, colour) in zip(places, columns.values(), strict=True):
         _draw_column(axes, place, figures, colour)
     _finish(axes, columns, places)
@@ -106,16 +104,26 @@ def _draw_without_digit(panel: SubFigure, results: Sequence[SeedResult], test: I
         )  # fmt: skip
     axes.set_ylabel("test errors", color=INK)
     missed = [statistics.mean(run.missed[after] for run in runs) for after in (0, 1)]
-    _title(
-        axes,
-        f"Never shown a {digit}, it misses {missed[0]:.0f} of {of_digit}; {missed[1]:.0f} with a bias",
-    )
+    finds = f"it misses {missed[0]:.0f} of {of_digit}; {missed[1]:.0f} with a bias"
+    _title(axes, f"Never shown a {digit}, {finds}")
 
 
 def _draw_column(axes: Axes, place: float, figures: Sequence[float], colour: str) -> None:
     """A bar up to the mean, and a dot per seed."""
+    places = place + _spread(len(figures))
     axes.bar(place, statistics.mean(figures), width=0.62, color=colour, alpha=0.25, zorder=1)
-    axes.scatter([place] * len(figures), figures, s=42, color=colour, edgecolor="white", zorder=3)
+    axes.scatter(places, figures, s=42, color=colour, edgecolor="white", zorder=3)
+
+
+def _join(axes: Axes, places: tuple[float, float], pairs: Sequence[tuple[int, int]]) -> None:
+    """Join the two figures of every seed."""
+    for offset, pair in zip(_spread(len(pairs)), pairs, strict=True):
+        axes.plot(np.add(places, offset), pair, color="#BBBBBB", linewidth=1.2, zorder=2)
+
+
+def _spread(seeds: int) -> np.ndarray:
+    """Where the seeds' dots stand beside each other: equal figures must not hide each other."""
+    return np.linspace(-0.18, 0.18, seeds) if seeds > 1 else np.zeros(1)
 
 
 def _finish(
@@ -185,6 +193,6 @@ def _conditions(results: Sequence[SeedResult], settings: Settings) -> str:
         f"{recipe.title}, {len(results)} seeds (dots; bars are means). Both students learn from "
         f"{images}; temperature {settings.temperature:g}, alpha {settings.alpha:g}, "
         f"{settings.epochs} epochs. The bias of class {OMITTED_DIGIT} is chosen on validation "
-        "images. After Hinton, Vinyals, Dean, arXiv:1503.02531."
+        "images. After arXiv:1503.02531."
     )
     return "\n".join(textwrap.wrap(text, 220))

@@ -23,7 +23,7 @@ def describe_machine() -> str:
     return (
         f"fastkd {info['version']}, which runs {path}; torch {torch.__version__}, Python "
         f"{platform.python_version()}\n{cpu_model() or platform.machine()}, {os.cpu_count()} "
-        f"cores, {torch.get_num_threads()} threads"
+        f"cores, {_threads(torch.get_num_threads())}"
     )
 
 
@@ -32,7 +32,7 @@ def describe_data(parts: Split, settings: Settings) -> str:
     recipe = settings.recipe
     digits = sum(map(len, (parts.train, parts.validation, parts.test)))
     of_teacher = "the same" if recipe.transfer is None else f"{recipe.transfer} of these"
-    threads = "" if recipe.threads is None else f", {recipe.threads} thread"
+    threads = "" if recipe.threads is None else f", {_threads(recipe.threads)}"
     return (
         f"{recipe.title}, {digits} images: {len(parts.train)} train the teacher, {of_teacher} the "
         f"students; {len(parts.validation)} validation, {len(parts.test)} test.\n"
@@ -77,7 +77,7 @@ def time_table(times: Sequence[LossTime], busy: float | None) -> str:
     head = ["Loss, forward + backward", "fastkd", "eager PyTorch", "ratio", "relative difference"]
     rows = [
         [
-            f"{time.rows} x {time.classes}",
+            f"{time.rows} x {time.classes}, {_threads(time.threads)}",
             f"{time.fastkd * 1e6:.0f} us",
             f"{time.eager * 1e6:.0f} us",
             f"{time.eager / time.fastkd:.1f}",
@@ -116,6 +116,10 @@ def _row(
 ) -> list[str]:
     figures = [figure(result) for result in results]
     return [name, f"{statistics.mean(figures):.1f}", *map(str, figures)]
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _sizes(hidden: tuple[int, ...]) -> str:

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows whose classes are strided, (N, C, H, W) with dim=1: lanes run along neighbouring rows (pixels).
+// Short contiguous rows, (N, 10), too: they are transposed into the tile, which spares each of them
+// the sums across lanes.
 //
 // A tile of pixels by all classes is copied once into dense float planes: read in place, the class
 // stride (a power of two for most maps) would put every class into the same cache set. Exponentials
@@ -124,6 +126,10 @@ class ColumnDriver {
     visit(view.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       const T* source = view.template at<const T>(tile.outer, tile.first_pixel);
+      if (view.stride_inner != 1) {
+        transpose_in(source, view, tile, plane, begin, end, maximum);
+        return;
+      }
       for (int64_t c = begin; c < end; ++c) {
         const T* pixels_of_class = source + c * view.stride_class;
         float* out = plane + c * pixels();
@@ -143,6 +149,21 @@ class ColumnDriver {
         }
       }
     });
+  }
+
+  template <class T, class Maximum>
+  void transpose_in(const T* source, const LogitView& view, const Tile& tile, float* plane,
+                    int64_t begin, int64_t end, Maximum maximum) const {
+    const int filled = (tile.pixels + kLanes - 1) / kLanes * kLanes;
+    for (int p = 0; p < filled; ++p) {
+      const T* row = source + p * view.stride_inner;
+      for (int64_t c = begin; c < end; ++c) {
+        plane[c * pixels() + p] = p < tile.pixels ? to_float(row[c * view.stride_class]) : 0.0f;
+      }
+    }
+    for (int64_t c = begin; c < end; ++c) {
+      for (int v = 0; v * kLanes < filled; ++v) maximum(v, load(plane + c * pixels() + v * kLanes));
+    }
   }
 
   // Statistics, losses and gradient scales of sixteen pixels; exponentials replace the logits.
@@ -219,6 +240,10 @@ class ColumnDriver {
   void write(const Tile& tile, const Lanes* lanes) const {
     visit(call_.args.grad.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
+      if (call_.args.grad.stride_inner != 1) {
+        for (int v = 0; v * kLanes < tile.pixels; ++v) write_transposed<T>(tile, v, lanes[v]);
+        return;
+      }
       // Vectors that fill a cache line together: their scales stay in registers over all classes.
       constexpr int kGroup = 4 / sizeof(T);
       for (int v = 0; v * kLanes < tile.pixels; v += kGroup) {
@@ -262,6 +287,23 @@ class ColumnDriver {
       each_class([](T* p, Vec g, const Lanes&) { store_streaming(p, g); });
     } else {
       each_class([](T* p, Vec g, const Lanes&) { store(p, g); });
+    }
+  }
+
+  // The gradient takes the place of the first plane and leaves from there, row by row.
+  template <class T>
+  void write_transposed(const Tile& tile, int v, const Lanes& lanes) const {
+    const LogitView& view = call_.args.grad;
+    float* plane = tile.plane[0] + v * kLanes;
+    for (int64_t c = 0; c < classes_; ++c) {
+      zero_where_zero(lanes.weight, grad_at(tile, c, v, lanes)).store(plane + c * pixels());
+    }
+    const int left = tile.pixels - v * kLanes;
+    for (int lane = 0; lane < kLanes && lane < left; ++lane) {
+      T* row = view.template at<T>(tile.outer, tile.first_pixel + v * kLanes + lane);
+      for (int64_t c = 0; c < classes_; ++c) {
+        row[c * view.stride_class] = from_float<T>(plane[c * pixels() + lane]);
+      }
     }
   }
 

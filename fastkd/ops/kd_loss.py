@@ -7,6 +7,7 @@ scaled back with grad_loss (`unscale`).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +125,11 @@ class KDLossFunction(torch.autograd.Function):
             grad, unscale = ctx.saved_tensors[:2]
             grad_student = _scale(grad, grad_loss, unscale, ctx.options.dim)
         return grad_student, None, None, None, None, None
+
+
+# Function.apply looks for functorch wrappers and then calls this; the front has excluded them, which
+# saves 2 us a call.
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, KDLossFunction).apply
 
 
 def _scale(grad: Tensor, grad_loss: Tensor, unscale: Tensor | None, dim: int) -> Tensor:
@@ -270,10 +276,7 @@ def eager(
 ) -> Tensor:
     """The eager path: an autograd node only where a gradient is wanted."""
     if student.requires_grad and torch.is_grad_enabled():
-        loss: Tensor = KDLossFunction.apply(
-            student, teacher, target, sample_weight, num_items, options
-        )
-        return loss
+        return _apply(student, teacher, target, sample_weight, num_items, options)
     return forward(
         student, teacher, target, sample_weight, num_items, options, with_grad=False
     ).loss

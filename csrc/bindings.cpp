@@ -2,8 +2,8 @@
 // The Python module of one backend: described tensors in, kernels called, errors raised.
 //
 // A tensor arrives as the tuple (address, dtype code, sizes, strides) that fastkd/_native.py makes.
-// The gate in fastkd/_front.py has seen to types, devices and dispatch; what is checked here again is
-// what would otherwise read or write out of bounds.
+// The gate in fastkd/_front.py has seen to types, devices and dispatch; what is checked here again
+// is what would otherwise read or write out of bounds.
 #include <pybind11/pybind11.h>
 
 #include <new>
@@ -162,10 +162,10 @@ PYBIND11_MODULE(FASTKD_MODULE, m) {
   // Types are module_local: several builds may be loaded side by side.
   m.doc() = "Kernels of one fastkd backend; call them through fastkd.";
   py::class_<KdLossOptions>(m, "KdLossOptions", py::module_local())
-      .def(py::init([](float temperature, float soft_weight, float hard_weight,
-                       float label_smoothing) {
-             return KdLossOptions{temperature, soft_weight, hard_weight, label_smoothing};
-           }),
+      .def(py::init(
+               [](float temperature, float soft_weight, float hard_weight, float label_smoothing) {
+                 return KdLossOptions{temperature, soft_weight, hard_weight, label_smoothing};
+               }),
            py::arg("temperature"), py::arg("soft_weight"), py::arg("hard_weight"),
            py::arg("label_smoothing"));
   py::class_<RowOptions>(m, "RowOptions", py::module_local())

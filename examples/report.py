@@ -34,8 +34,8 @@ def describe_data(parts: Split, settings: Settings) -> str:
     of_teacher = "the same" if recipe.transfer is None else f"{recipe.transfer} of these"
     threads = "" if recipe.threads is None else f", {_threads(recipe.threads)}"
     return (
-        f"{recipe.title}, {digits} images: {len(parts.train)} train the teacher, {of_teacher} the "
-        f"students; {len(parts.validation)} validation, {len(parts.test)} test.\n"
+        f"{recipe.title}, {digits} images: {len(parts.train)} for the teacher, {of_teacher} for "
+        f"the students, {len(parts.validation)} for validation, {len(parts.test)} for test.\n"
         f"Teacher {_sizes(recipe.teacher.hidden)} hidden units, students "
         f"{_sizes(recipe.student.hidden)}; {settings.epochs} epochs{threads}; "
         f"temperature {settings.temperature:g}, alpha {settings.alpha:g}."

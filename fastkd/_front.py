@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gate: which of three ways a call takes. Nothing below it checks what a tensor is.
 
-    eager      plain CPU tensors outside any transform: addresses go to the kernel
-    compiled   torch.compile and torch.export: ops registered with torch.library
-    reference  all the rest (vmap, func.grad, subclasses, modes, float64, other devices): always
-               right, never fast
+eager      plain CPU tensors outside any transform: addresses go to the kernel
+compiled   torch.compile and torch.export: ops registered with torch.library
+reference  all the rest (vmap, func.grad, subclasses, modes, float64, other devices): always
+           right, never fast
 """
 
 from typing import Literal

@@ -33,6 +33,8 @@ Described = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 class NativeModule(Protocol):
     """What csrc/bindings.cpp exports; every backend has the same functions."""
 
+    def __hash__(self) -> int: ...
+
     def KdLossOptions(  # noqa: N802 - a C++ struct
         self, temperature: float, soft_weight: float, hard_weight: float, label_smoothing: float
     ) -> Any: ...

@@ -45,7 +45,7 @@ def check_logits(
 
 
 def check_target(function: str, target: Tensor, student: Tensor, dim: int) -> None:
-    """Check class indices against the logits they belong to; their range is checked by the kernel."""
+    """Check class indices against the logits they belong to; the kernel checks their range."""
     _check_tensor(function, "target", target)
     if target.dtype != torch.int64:
         raise TypeError(f"{function}: target must be int64 class indices, got {target.dtype}")

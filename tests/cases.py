@@ -89,12 +89,12 @@ class LossCase:
 
     def run(self, inputs: Inputs, **more: Any) -> Tensor:
         """The public function."""
-        function = getattr(fastkd, self.loss)
+        function: Callable[..., Tensor] = getattr(fastkd, self.loss)
         return function(*inputs.tensors, **{**inputs.keywords, **self.options, **more})
 
     def run_reference(self, inputs: Inputs, **more: Any) -> Tensor:
         """The plain PyTorch reference."""
-        function = getattr(fastkd.reference, self.loss)
+        function: Callable[..., Tensor] = getattr(fastkd.reference, self.loss)
         return function(*inputs.tensors, **{**inputs.keywords, **self.options, **more})
 
 
@@ -227,9 +227,7 @@ CASES = (
     ),
     LossCase("kd_loss", "alpha1", {"temperature": 2.0, "alpha": 1.0}, make_logits),
     LossCase("kd_loss", "alpha0", {"temperature": 2.0, "alpha": 0.0}, _ignored),
-    LossCase(
-        "kd_loss", "num-items", {"temperature": 4.0, "alpha": 0.9, "num_items": 37}, _ignored
-    ),
+    LossCase("kd_loss", "num-items", {"temperature": 4.0, "alpha": 0.9, "num_items": 37}, _ignored),
 )
 
 # Every loss with its plainest case: for tests that are about a path, not about options.

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # cases.py and tolerance.py, for all test files
 
-from fastkd import _native  # noqa: E402
+from fastkd import _native
 
 
 @pytest.fixture(params=_native.cpu_capabilities())

@@ -20,7 +20,9 @@ def kd(
     """Row losses and gradient of (N, C) logits, given to the kernel as rows or as a map."""
     options = {"reduction": "none", **options}
     leaf = (student.t().contiguous().t() if as_map else student).detach().requires_grad_()
-    loss = fastkd.kd_loss(leaf, teacher.t().contiguous().t() if as_map else teacher, target, **options)
+    loss = fastkd.kd_loss(
+        leaf, teacher.t().contiguous().t() if as_map else teacher, target, **options
+    )
     loss.sum().backward()
     assert leaf.grad is not None
     return loss.detach(), leaf.grad

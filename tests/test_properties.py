@@ -26,7 +26,9 @@ def logits(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
 
     def tensor() -> Tensor:
         steps = [draw(st.integers(1, 2)) for _ in shape]
-        sizes = [size * step + draw(st.integers(0, 1)) for size, step in zip(shape, steps, strict=True)]
+        sizes = [
+            size * step + draw(st.integers(0, 1)) for size, step in zip(shape, steps, strict=True)
+        ]
         order = draw(st.permutations(range(rank)))
         spread = draw(st.sampled_from([0.1, 3.0, 30.0]))
         stored = spread * torch.randn([sizes[i] for i in order], generator=generator)
@@ -82,7 +84,12 @@ def test_fuzz_against_the_reference(
     for function, dtype in ((fastkd.kd_loss, None), (fastkd.reference.kd_loss, torch.float64)):
         leaf = student.detach().to(dtype or student.dtype).requires_grad_()
         loss = function(
-            leaf, teacher.to(dtype or teacher.dtype), target, sample_weight=weight, dim=dim, **chosen
+            leaf,
+            teacher.to(dtype or teacher.dtype),
+            target,
+            sample_weight=weight,
+            dim=dim,
+            **chosen,
         )
         loss.sum().backward()
         assert leaf.grad is not None
@@ -117,7 +124,9 @@ def test_a_constant_added_to_a_row_changes_nothing(
     student, teacher, dim = pair
     student, teacher = student.float(), teacher.float()
     loss = fastkd.kd_loss(student, teacher, dim=dim, temperature=2.0, reduction="sum")
-    moved = fastkd.kd_loss(student + shift, teacher - shift, dim=dim, temperature=2.0, reduction="sum")
+    moved = fastkd.kd_loss(
+        student + shift, teacher - shift, dim=dim, temperature=2.0, reduction="sum"
+    )
     torch.testing.assert_close(moved, loss, rtol=1e-3, atol=1e-3)
 
 

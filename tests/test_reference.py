@@ -85,7 +85,10 @@ def test_mean_is_weighted() -> None:
 
 
 def test_common_vocab_renormalises_over_the_shared_classes() -> None:
-    student, teacher = torch.randn(3, 9, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    student, teacher = (
+        torch.randn(3, 9, dtype=torch.float64),
+        torch.randn(3, 6, dtype=torch.float64),
+    )
     padded = reference.kd_loss(student, teacher, temperature=3.0, common_vocab=True)
     cut = reference.kd_loss(student[:, :6], teacher, temperature=3.0)
     torch.testing.assert_close(padded, cut)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The element types of logits: storage, scalar conversion, and the one visitor that turns a run-time
-// dtype into a type.
+// The element types of logits: storage, scalar conversion, and the one visitor that turns a
+// run-time dtype into a type.
 #pragma once
 
 #include <string.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows whose classes are strided, (N, C, H, W) with dim=1: lanes run along neighbouring rows (pixels).
-// Short contiguous rows, (N, 10), too: they are transposed into the tile, which spares each of them
-// the sums across lanes.
+// Rows whose classes are strided, (N, C, H, W) with dim=1: lanes run along neighbouring rows
+// (pixels). Short contiguous rows, (N, 10), too: they are transposed into the tile, which spares
+// each of them the sums across lanes.
 //
 // A tile of pixels by all classes is copied once into dense float planes: read in place, the class
 // stride (a power of two for most maps) would put every class into the same cache set. Exponentials
@@ -17,7 +17,8 @@ namespace fastkd::cpu {
 
 constexpr int kMaxTileVectors = 8;
 
-// Classes summed one by one before they join the total: rounding grows with the square root of this.
+// Classes summed one by one before they join the total: rounding grows with the square root of
+// this.
 constexpr int64_t kSumBlock = 64;
 
 // Classes are too many streams for a hardware prefetcher, and with a power of two between them they
@@ -55,7 +56,7 @@ class ColumnDriver {
   // A run of pixels of one outer index.
   struct Tile {
     int64_t outer, first_pixel;
-    int pixels;  // the last tile of a map may be short
+    int pixels;       // the last tile of a map may be short
     float* plane[3];  // [classes, pixels()] each: student, teacher, third exponential
   };
 
@@ -89,7 +90,8 @@ class ColumnDriver {
     Lanes lanes[kMaxTileVectors];
     for (int64_t index = begin; index < end; ++index) {
       Tile tile = tile_at(index);
-      for (int k = 0; k < 3; ++k) tile.plane[k] = scratch.data() + (k < Loss::kExps ? k * plane : 0);
+      for (int k = 0; k < 3; ++k)
+        tile.plane[k] = scratch.data() + (k < Loss::kExps ? k * plane : 0);
       read(tile, lanes);
       for (int v = 0; v * kLanes < tile.pixels; ++v) sum(tile, v, lanes[v]);
       if (call_.wants_grad()) write(tile, lanes);
@@ -318,7 +320,8 @@ class ColumnDriver {
       grad = Loss::grad_hard_only(lanes.scale, load(tile.plane[0] + at) - lanes.hard.max);
     }
     if constexpr (Loss::kHard) {
-      grad = subtract_where_equal(grad, lanes.scale.label, Vec(static_cast<float>(c)), lanes.target);
+      grad =
+          subtract_where_equal(grad, lanes.scale.label, Vec(static_cast<float>(c)), lanes.target);
     }
     return grad;
   }

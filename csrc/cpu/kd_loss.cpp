@@ -24,7 +24,8 @@ Outcome run_at_temperature(const LogitArgs& args, const RowOptions& rows,
 
 Outcome kd_loss(const LogitArgs& args, const RowOptions& rows, const KdLossOptions& options) {
   LogitArgs call = args;
-  if (options.soft_weight == 0.0f) call.teacher = call.student;  // a teacher that weighs 0 is not read
+  if (options.soft_weight == 0.0f)
+    call.teacher = call.student;  // a teacher that weighs 0 is not read
   return args.target != nullptr && options.hard_weight != 0.0f
              ? run_at_temperature<true>(call, rows, options)
              : run_at_temperature<false>(call, rows, options);

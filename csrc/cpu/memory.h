@@ -30,14 +30,16 @@ class Scratch {
 };
 
 // Ask for huge pages before the first touch of a large fresh buffer: page faults cost more than the
-// kernel there (docs/cpu-kernels.md). Only whole huge pages inside [data, data + bytes) are asked for.
+// kernel there (docs/cpu-kernels.md). Only whole huge pages inside [data, data + bytes) are asked
+// for.
 inline void advise_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
   constexpr int64_t kWorthwhile = int64_t{4} << 20;
   if (bytes < kWorthwhile) return;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~(kHugePage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kHugePage - 1);
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kHugePage - 1);
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   (void)data;

@@ -170,12 +170,10 @@ class RowDriver {
     State total{};
     for (int64_t begin = 0, part = 0; begin < shared_; begin += kChunk, ++part) {
       const int64_t count = shared_ - begin < kChunk ? shared_ - begin : kChunk;
-      const Chunk student =
-          read_student_(call_.args.student.data, student_row + begin, count,
-                        scratch.student.data());
-      const Chunk teacher =
-          read_teacher_(call_.args.teacher.data, teacher_row + begin, count,
-                        scratch.teacher.data());
+      const Chunk student = read_student_(call_.args.student.data, student_row + begin, count,
+                                          scratch.student.data());
+      const Chunk teacher = read_teacher_(call_.args.teacher.data, teacher_row + begin, count,
+                                          scratch.teacher.data());
       scratch.part_max.data()[2 * part] = student.maximum;
       scratch.part_max.data()[2 * part + 1] = teacher.maximum;
       const State state = sum_chunk(student, teacher, begin, count, scratch);
@@ -217,20 +215,19 @@ class RowDriver {
     const int64_t classes = call_.args.student.classes;
     for (int64_t begin = shared_; begin < classes; begin += kChunk) {
       const int64_t count = classes - begin < kChunk ? classes - begin : kChunk;
-      const Chunk student =
-          read_student_(call_.args.student.data, student_row + begin, count,
-                        scratch.student.data());
+      const Chunk student = read_student_(call_.args.student.data, student_row + begin, count,
+                                          scratch.student.data());
       auto lanes = Loss::start_hard(Vec(student.maximum));
       for_vectors(
-          count,
-          [&](int64_t i) { Loss::update_hard(lanes, load(student.logits + i), AllLanes{}); },
+          count, [&](int64_t i) { Loss::update_hard(lanes, load(student.logits + i), AllLanes{}); },
           [&](int64_t i, int n) {
             Loss::update_hard(lanes, load_first(student.logits + i, n, -INFINITY), FirstLanes{n});
           });
       const HardState state{student.maximum, sum_lanes(lanes.sum), sum_lanes(lanes.sum_logit)};
-      total = begin == shared_ ? state
-                               : Loss::combine_hard(total, state, static_cast<float>(begin - shared_),
-                                                    static_cast<float>(count));
+      total = begin == shared_
+                  ? state
+                  : Loss::combine_hard(total, state, static_cast<float>(begin - shared_),
+                                       static_cast<float>(count));
     }
     return total;
   }
@@ -249,7 +246,8 @@ class RowDriver {
   GradScale part_scale(int64_t part, const State& state, const GradScale& scale,
                        const RowScratch& scratch) const {
     if (shared_ <= kChunk) return scale;
-    return Loss::for_part(call_.params, scale, scratch.part_max.data()[2 * part] - state.max_student,
+    return Loss::for_part(call_.params, scale,
+                          scratch.part_max.data()[2 * part] - state.max_student,
                           scratch.part_max.data()[2 * part + 1] - state.max_teacher);
   }
 
@@ -288,9 +286,8 @@ class RowDriver {
     const Vec maximum(hard.max);
     for (int64_t begin = shared_; begin < classes; begin += kChunk) {
       const int64_t count = classes - begin < kChunk ? classes - begin : kChunk;
-      const Chunk student =
-          read_student_(call_.args.student.data, student_row + begin, count,
-                        scratch.student.data());
+      const Chunk student = read_student_(call_.args.student.data, student_row + begin, count,
+                                          scratch.student.data());
       for_vectors(
           count,
           [&](int64_t i) {

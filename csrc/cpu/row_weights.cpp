@@ -19,7 +19,8 @@ struct BlockCensus {
   float largest_weight;
 };
 
-BlockCensus census_of(const LogitArgs& args, const RowWeights& weights, int64_t begin, int64_t end) {
+BlockCensus census_of(const LogitArgs& args, const RowWeights& weights, int64_t begin,
+                      int64_t end) {
   const int64_t classes = args.student.classes;
   BlockCensus census{-1, 0.0, 0.0f};
   if (args.target != nullptr) {
@@ -39,7 +40,8 @@ BlockCensus census_of(const LogitArgs& args, const RowWeights& weights, int64_t 
   if (args.sample_weight == nullptr) {
     int64_t counted = end - begin;
     if (args.target != nullptr) {
-      for (int64_t row = begin; row < end; ++row) counted -= args.target[row] == weights.ignore_index;
+      for (int64_t row = begin; row < end; ++row)
+        counted -= args.target[row] == weights.ignore_index;
     }
     census.total_weight = static_cast<double>(counted);
     census.largest_weight = 1.0f;
@@ -72,7 +74,8 @@ RowCensus take_census(const LogitArgs& args, const RowWeights& weights) {
       blocks.data()[block] = census_of(args, weights, block * kBlock, last < rows ? last : rows);
     }
   };
-  if (!parallel_for(block_count(rows), 1, body)) return {{Status::kThreadPoolFailed, -1}, 0.0, 0.0f};
+  if (!parallel_for(block_count(rows), 1, body))
+    return {{Status::kThreadPoolFailed, -1}, 0.0, 0.0f};
   for (int64_t block = 0; block < block_count(rows); ++block) {
     const BlockCensus& census = blocks.data()[block];
     if (census.bad_row >= 0) return {{Status::kTargetOutOfRange, census.bad_row}, 0.0, 0.0f};

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which rows count, how much, and how row losses become the reduced loss. Shared by all logit losses.
+// Which rows count, how much, and how row losses become the reduced loss. Shared by all logit
+// losses.
 #pragma once
 
 #include "core/logit_args.h"

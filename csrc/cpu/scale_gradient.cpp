@@ -78,7 +78,8 @@ Outcome scale_gradient(const ScaleArgs& args) {
   bool ok = false;
   visit(args.grad.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    ok = contiguous_classes ? cpu::scale_rows<T>(args, unscale) : cpu::scale_columns<T>(args, unscale);
+    ok = contiguous_classes ? cpu::scale_rows<T>(args, unscale)
+                            : cpu::scale_columns<T>(args, unscale);
   });
   if (!ok) return {Status::kThreadPoolFailed, -1};
   return {};

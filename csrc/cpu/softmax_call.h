@@ -18,7 +18,8 @@ struct SoftmaxCall {
 
   // Classes that take part in the soft term; the student may have more (common_vocab).
   int64_t shared_classes() const {
-    return args.student.classes < args.teacher.classes ? args.student.classes : args.teacher.classes;
+    return args.student.classes < args.teacher.classes ? args.student.classes
+                                                       : args.teacher.classes;
   }
   bool wants_grad() const { return args.grad.data != nullptr; }
 };

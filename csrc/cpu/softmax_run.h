@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One call of a softmax-type loss: rows are weighed, a driver does the work, the losses are reduced.
+// One call of a softmax-type loss: rows are weighed, a driver does the work, the losses are
+// reduced.
 //
 //   kd_loss.cpp (picks the functor) -> run_softmax -> RowDriver | ColumnDriver -> losses/*.h
 #pragma once
@@ -12,9 +13,8 @@ namespace fastkd::cpu {
 // Gradients above this bypass the caches: the consumer would find them evicted anyway.
 constexpr int64_t kStreamingBytes = int64_t{16} << 20;
 
-// Rows up to this are transposed into lanes: 128 x 10 takes 2.9 us so, 8.5 us along its classes (AVX-512, one
-// thread); they
-// break even at about 40 classes, for 8 rows at 24.
+// Rows up to this are transposed into lanes: 128 x 10 takes 2.9 us so, 8.5 us along its classes
+// (AVX-512, one thread); they break even at about 40 classes, for 8 rows at 24.
 constexpr int64_t kShortRow = 24;
 
 // A power of two that lifts a float16 gradient out of the subnormals: |gradient| <= bound < 2^13
@@ -51,8 +51,8 @@ Outcome run_softmax(const LogitArgs& args, const RowOptions& rows,
                                reduce ? row_losses.data() : args.loss,
                                grad_bytes >= kStreamingBytes};
   if (call.wants_grad()) advise_huge_pages(args.grad.data, grad_bytes);
-  const bool contiguous_classes = args.student.stride_class == 1 && args.teacher.stride_class == 1 &&
-                                  args.grad.stride_class == 1;
+  const bool contiguous_classes = args.student.stride_class == 1 &&
+                                  args.teacher.stride_class == 1 && args.grad.stride_class == 1;
   const bool along_classes = contiguous_classes && args.student.classes > kShortRow;
   const Outcome outcome =
       along_classes ? RowDriver<Loss>(call).run() : ColumnDriver<Loss>(call).run();

@@ -75,8 +75,8 @@ inline Native native_subtract_where_equal(Native x, Native y, Native a, Native b
 }
 
 // 2^x = 2^floor(x) * 2^rest, rest in [0, 1] by a minimax polynomial with 2^0 = 1 (relative error
-// 8e-8, after rounding at most 1.4e-7, 6e-8 rms). For x <= 0 up to rounding; -inf gives 0, and so does x < -126 (AVX-512:
-// below the subnormals).
+// 8e-8, after rounding at most 1.4e-7, 6e-8 rms). For x <= 0 up to rounding; -inf gives 0, and so
+// does x < -126 (AVX-512: below the subnormals).
 inline Native native_exp2_nonpositive(Native x) {
 #if defined(__AVX512F__)
   const Native rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // -inf: 0
@@ -102,10 +102,11 @@ inline Native native_exp2_nonpositive(Native x) {
 }
 
 // Natural logarithm: x = 2^e * m with m in [sqrt(1/2), sqrt(2)), log(m) by a
-// minimax polynomial for 2 atanh((m - 1) / (m + 1)), relative error 8e-9 before rounding. log(0) = -inf, log(negative) and log(NaN) = NaN, log(inf) = inf.
+// minimax polynomial for 2 atanh((m - 1) / (m + 1)), relative error 8e-9 before rounding. log(0) =
+// -inf, log(negative) and log(NaN) = NaN, log(inf) = inf.
 inline Native native_log(Native x) {
   const Native smallest = splat(FLT_MIN);
-  const Native normal = x < smallest ? x * 8388608.0f : x;  // 2^23 lifts subnormals
+  const Native normal = x < smallest ? x * 8388608.0f : x;                  // 2^23 lifts subnormals
   const NativeInt bits = reinterpret_cast<NativeInt>(normal) - 0x3f3504f3;  // sqrt(1/2)
   const NativeInt exponent = bits >> 23;
   const Native m = reinterpret_cast<Native>((bits & 0x007fffff) + 0x3f3504f3);
@@ -154,10 +155,18 @@ inline Vec each(F f) {
   return out;
 }
 
-inline Vec operator+(Vec a, Vec b) { return each([&](int i) { return a.part[i] + b.part[i]; }); }
-inline Vec operator-(Vec a, Vec b) { return each([&](int i) { return a.part[i] - b.part[i]; }); }
-inline Vec operator*(Vec a, Vec b) { return each([&](int i) { return a.part[i] * b.part[i]; }); }
-inline Vec operator/(Vec a, Vec b) { return each([&](int i) { return a.part[i] / b.part[i]; }); }
+inline Vec operator+(Vec a, Vec b) {
+  return each([&](int i) { return a.part[i] + b.part[i]; });
+}
+inline Vec operator-(Vec a, Vec b) {
+  return each([&](int i) { return a.part[i] - b.part[i]; });
+}
+inline Vec operator*(Vec a, Vec b) {
+  return each([&](int i) { return a.part[i] * b.part[i]; });
+}
+inline Vec operator/(Vec a, Vec b) {
+  return each([&](int i) { return a.part[i] / b.part[i]; });
+}
 inline Vec fma(Vec a, Vec b, Vec c) {
   return each([&](int i) { return native_fma(a.part[i], b.part[i], c.part[i]); });
 }

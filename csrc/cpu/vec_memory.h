@@ -137,7 +137,8 @@ inline Vec load_first(const T* p, int count, float fill) {
   if constexpr (sizeof(T) == sizeof(float)) {
     return Vec(_mm512_mask_loadu_ps(filler, mask, p));
   } else {
-    return Vec(_mm512_mask_mov_ps(filler, mask, widen<T>(_mm256_maskz_loadu_epi16(mask, p)).part[0]));
+    return Vec(
+        _mm512_mask_mov_ps(filler, mask, widen<T>(_mm256_maskz_loadu_epi16(mask, p)).part[0]));
   }
 #else
   float lane[kLanes];

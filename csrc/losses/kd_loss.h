@@ -3,7 +3,8 @@
 //
 //   p = softmax(t / T), q = softmax(s / T)
 //   loss = soft_weight * KL(p || q) + hard_weight * cross_entropy(s, y; label_smoothing)
-//   dloss/ds = soft_weight / T * (q - p) + hard_weight * (softmax(s) - (1 - eps) onehot(y) - eps / C)
+//   dloss/ds = soft_weight / T * (q - p) + hard_weight * (softmax(s) - (1 - eps) onehot(y) - eps /
+//   C)
 #pragma once
 
 #include "core/math.h"
@@ -58,8 +59,8 @@ struct KdLoss {
     V sum_logit;                 // sum (s - max_s), for label smoothing
   };
 
-  // What one row needs to write its gradient: g = e_s * student - e_t * teacher + e_1 * hard - floor,
-  // minus label at the target.
+  // What one row needs to write its gradient: g = e_s * student - e_t * teacher + e_1 * hard -
+  // floor, minus label at the target.
   template <class V>
   struct GradScale {
     V student, teacher, hard, floor, label;
@@ -74,7 +75,8 @@ struct KdLoss {
 
   // The lanes of `active` take part; a tail passes a mask, everything else AllLanes.
   template <class V, class Lanes>
-  static FASTKD_HOST_DEVICE Exps<V> update(const Params& p, State<V>& state, V s, V t, Lanes active) {
+  static FASTKD_HOST_DEVICE Exps<V> update(const Params& p, State<V>& state, V s, V t,
+                                           Lanes active) {
     const V zero(0.0f);
     const V shifted_s = s - state.max_student;
     const V shifted_t = t - state.max_teacher;
@@ -120,8 +122,8 @@ struct KdLoss {
   template <class V, class Sum>
   static FASTKD_HOST_DEVICE State<float> across(const State<V>& a, float max_student,
                                                 float max_teacher, Sum sum) {
-    return {max_student,  max_teacher,     sum(a.sum_student), sum(a.sum_teacher),
-            sum(a.dot),   sum(a.sum_hard), sum(a.sum_logit)};
+    return {max_student, max_teacher,     sum(a.sum_student), sum(a.sum_teacher),
+            sum(a.dot),  sum(a.sum_hard), sum(a.sum_logit)};
   }
 
   // Student classes that the teacher lacks (common_vocab): only the hard term sees them.

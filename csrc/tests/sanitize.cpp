@@ -101,7 +101,8 @@ struct Check {
     std::vector<int64_t> target(static_cast<size_t>(rows));
     std::vector<float> weight(static_cast<size_t>(rows));
     for (size_t row = 0; row < target.size(); ++row) {
-      target[row] = o.ignored && random() % 4 == 0 ? -100 : static_cast<int64_t>(random() % classes);
+      target[row] =
+          o.ignored && random() % 4 == 0 ? -100 : static_cast<int64_t>(random() % classes);
       weight[row] = random() % 5 == 0 ? 0.0f : static_cast<float>(random() % 7) * 0.25f;
     }
 
@@ -181,7 +182,8 @@ struct Check {
 
   // One row by the formulas of losses/kd_loss.h.
   static double plain(const Options& o, const Logits& student, const Logits& teacher, int64_t a,
-                      int64_t b, int64_t y, double alpha, double weight, std::vector<double>* grad) {
+                      int64_t b, int64_t y, double alpha, double weight,
+                      std::vector<double>* grad) {
     const int64_t classes = student.view.classes;
     const int64_t shared = classes < teacher.view.classes ? classes : teacher.view.classes;
     const double t = o.temperature;
@@ -203,8 +205,8 @@ struct Check {
     if (o.hard) {
       const auto q1 = probabilities(student, classes, 1.0);
       for (int64_t c = 0; c < classes; ++c) {
-        const double label = (c == y ? 1.0 - o.smoothing : 0.0) +
-                             o.smoothing / static_cast<double>(classes);
+        const double label =
+            (c == y ? 1.0 - o.smoothing : 0.0) + o.smoothing / static_cast<double>(classes);
         loss -= (1.0 - alpha) * label * std::log(q1[c]);
         (*grad)[c] += (1.0 - alpha) * (q1[c] - label);
       }
@@ -216,10 +218,9 @@ struct Check {
 
 int run() {
   const Shape shapes[] = {
-      {1, 1, 1, false, 0},      {3, 10, 1, false, 0},    {2, 16, 3, false, 5},
-      {1, 17, 4, false, 1},     {2, 1023, 1, false, 0},  {1, 1024, 2, false, 0},
-      {1, 2500, 2, false, 3},   {2, 19, 8, true, 0},     {1, 5, 16, true, 0},
-      {2, 19, 131, true, 3},    {1, 300, 65, true, 0},   {1, 1100, 9, true, 1},
+      {1, 1, 1, false, 0},    {3, 10, 1, false, 0},   {2, 16, 3, false, 5},   {1, 17, 4, false, 1},
+      {2, 1023, 1, false, 0}, {1, 1024, 2, false, 0}, {1, 2500, 2, false, 3}, {2, 19, 8, true, 0},
+      {1, 5, 16, true, 0},    {2, 19, 131, true, 3},  {1, 300, 65, true, 0},  {1, 1100, 9, true, 1},
   };
   const Options options[] = {
       {4.0f, 0.5f, 0.0f, true, false, false, true, Reduction::kBatchMean, 0},

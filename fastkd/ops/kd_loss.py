@@ -117,7 +117,7 @@ class KDLossFunction(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradient by grad_loss."""
         if torch.is_grad_enabled():  # create_graph: the result must be differentiable itself
             grad_student = _differentiable_backward(ctx, grad_loss)
@@ -127,8 +127,8 @@ class KDLossFunction(torch.autograd.Function):
         return grad_student, None, None, None, None, None
 
 
-# Function.apply looks for functorch wrappers and then calls this; the front has excluded them, which
-# saves 2 us a call.
+# Function.apply looks for functorch wrappers and then calls this; the front has excluded them,
+# which saves 2 us a call.
 _apply: Callable[..., Tensor] = super(torch.autograd.Function, KDLossFunction).apply
 
 
@@ -168,6 +168,7 @@ def _differentiable_backward(ctx: Any, grad_loss: Tensor) -> Tensor:
             num_items=ctx.num_items,
             options=ctx.options,
         )
+    grad: Tensor
     (grad,) = torch.autograd.grad(loss, student, grad_loss.to(loss.dtype), create_graph=True)
     return grad
 
@@ -293,6 +294,7 @@ def compiled(
     """The path of torch.compile and torch.export: the registered op."""
     if num_items is not None:
         num_items = torch.as_tensor(num_items, dtype=torch.float32, device=student.device)
+    loss: Tensor
     loss, _, _ = kd_loss_op(
         student,
         teacher.detach(),
@@ -311,5 +313,3 @@ def compiled(
         student.requires_grad and torch.is_grad_enabled(),
     )
     return loss
-
-

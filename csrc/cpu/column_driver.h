@@ -21,10 +21,6 @@ constexpr int kMaxTileVectors = 8;
 // this.
 constexpr int64_t kSumBlock = 64;
 
-// Classes are too many streams for a hardware prefetcher, and with a power of two between them they
-// share a cache set of eight lines: so only a few are fetched ahead.
-constexpr int64_t kClassesAhead = 5;
-
 template <class Loss>
 class ColumnDriver {
   using State = typename Loss::template State<Vec>;
@@ -60,6 +56,21 @@ class ColumnDriver {
     float* plane[3];  // [classes, pixels()] each: student, teacher, third exponential
   };
 
+  // Sixteen pixels of the next tile, one class a step: fetched while this tile is summed, for the
+  // classes are too many streams for a hardware prefetcher.
+  struct Prefetch {
+    const char* student;
+    const char* teacher;
+    int64_t student_step, teacher_step;  // bytes from class to class
+
+    void next_class() {
+      __builtin_prefetch(student);
+      __builtin_prefetch(teacher);
+      student += student_step;
+      teacher += teacher_step;
+    }
+  };
+
   // Lanes of one vector of the tile, kept from the statistics to the gradient.
   struct Lanes {
     Vec max_student, max_teacher, max_tail;
@@ -93,7 +104,8 @@ class ColumnDriver {
       for (int k = 0; k < 3; ++k)
         tile.plane[k] = scratch.data() + (k < Loss::kExps ? k * plane : 0);
       read(tile, lanes);
-      for (int v = 0; v * kLanes < tile.pixels; ++v) sum(tile, v, lanes[v]);
+      const Tile next = tile_at(index + 1 < end ? index + 1 : index);
+      for (int v = 0; v * kLanes < tile.pixels; ++v) sum(tile, v, lanes[v], prefetch_of(next, v));
       if (call_.wants_grad()) write(tile, lanes);
     }
     if (call_.wants_grad()) fence_streaming();
@@ -106,6 +118,19 @@ class ColumnDriver {
     const int64_t left = call_.args.inner - tile.first_pixel;
     tile.pixels = static_cast<int>(left < pixels() ? left : pixels());
     return tile;
+  }
+
+  Prefetch prefetch_of(const Tile& tile, int v) const {
+    const auto address = [&](const LogitView& view) {
+      const int64_t first =
+          tile.outer * view.stride_outer + (tile.first_pixel + v * kLanes) * view.stride_inner;
+      return static_cast<const char*>(view.data) + first * element_size(view.dtype);
+    };
+    const auto step = [](const LogitView& view) {
+      return view.stride_class * element_size(view.dtype);
+    };
+    const LogitArgs& args = call_.args;
+    return {address(args.student), address(args.teacher), step(args.student), step(args.teacher)};
   }
 
   // Fills the planes and finds the maxima.
@@ -135,9 +160,6 @@ class ColumnDriver {
       for (int64_t c = begin; c < end; ++c) {
         const T* pixels_of_class = source + c * view.stride_class;
         float* out = plane + c * pixels();
-        for (int64_t p = 0; p < tile.pixels; p += 64 / sizeof(T)) {
-          __builtin_prefetch(pixels_of_class + kClassesAhead * view.stride_class + p);
-        }
         int v = 0;
         for (; (v + 1) * kLanes <= tile.pixels; ++v) {
           const Vec x = load(pixels_of_class + v * kLanes);
@@ -169,7 +191,7 @@ class ColumnDriver {
   }
 
   // Statistics, losses and gradient scales of sixteen pixels; exponentials replace the logits.
-  void sum(const Tile& tile, int v, Lanes& lanes) const {
+  void sum(const Tile& tile, int v, Lanes& lanes, Prefetch ahead) const {
     const auto params = call_.params;
     const Vec label_logit = label_logits(tile, v, lanes);
     float* const student = tile.plane[0] + v * kLanes;
@@ -181,6 +203,7 @@ class ColumnDriver {
       State part = Loss::start(lanes.max_student, lanes.max_teacher);
       const int64_t block_end = block + kSumBlock * step < end ? block + kSumBlock * step : end;
       for (int64_t at = block; at < block_end; at += step) {
+        ahead.next_class();
         const Exps exps =
             Loss::update(params, part, load(student + at), load(teacher + at), AllLanes{});
         exps.value[0].store(student + at);

@@ -40,8 +40,8 @@ def kd_loss(
 
     in nats, and :math:`\ell = T^2 \, \mathrm{KL}(p \| q)` without a target. The cross-entropy is
     taken at temperature 1. A class with p = 0 adds 0, and q = 0 where p > 0 gives +inf, so logits
-    of -inf (masked classes) are legal; a row that is all -inf, or holds NaN or +inf, gives NaN. Equal
-    logits give a divergence and a gradient of exactly 0 in the kernels.
+    of -inf (masked classes) are legal; a row that is all -inf, or holds NaN or +inf, gives NaN.
+    Equal logits give a divergence and a gradient of exactly 0 in the kernels.
 
     Arithmetic is float32 at least, whatever the logits' type. The gradient is computed together
     with the loss; double backward (create_graph) runs through the PyTorch reference.

@@ -35,7 +35,7 @@ RECIPES = {
     # paper). Batches this small gain nothing from a second thread and wait long for a busy one.
     "digits": Recipe(
         title="scikit-learn's digits",
-        test=600,
+        test=500,
         validation=300,
         transfer=200,
         teacher=Network((400, 400), learning_rate=1e-3, batch_size=64, dropout=0.5),

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastkd import _native
+from fastkd._options import KDLossInputs
 
 Path = Literal["eager", "compiled", "reference"]
 
@@ -34,26 +35,30 @@ _PLAIN_KEYS = _plain_key_sets()
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
-def choose_path(student: Tensor, teacher: Tensor, *others: Tensor | None) -> Path:
-    """The way of a call with these checked tensors. The first two are logits."""
+def choose_path(inputs: KDLossInputs) -> Path:
+    """The way of a call with these checked arguments."""
+    student, teacher, target, sample_weight, _ = inputs
     if torch.compiler.is_compiling():
         served = _has_kernel(student, teacher) and student.device.type == "cpu"
         return "compiled" if served and _native.backend().module else "reference"
     if in_transform() or not (_has_kernel(student, teacher) and is_plain(student)):
         return "reference"
-    for tensor in (teacher, *others):
+    for tensor in (teacher, target, sample_weight):
         if tensor is not None and not is_plain(tensor):
             return "reference"
     return "reference" if _native.cpu_module() is None else "eager"
 
 
-def is_ordinary_call(student: Tensor, teacher: Tensor, target: Tensor | None, dim: int) -> bool:
+def is_ordinary_call(inputs: KDLossInputs, dim: int) -> bool:
     """Whether this is, at a glance, the common call: plain tensors of one shape, classes last.
 
     True only where every check of the public function would pass and choose_path would say eager;
     whatever is wrong or rare goes the long way. It saves the checks' 8 us on the calls where 8 us
     are a fifth.
     """
+    student, teacher, target, sample_weight, num_items = inputs
+    if sample_weight is not None or num_items is not None:
+        return False
     if torch.compiler.is_compiling() or in_transform():
         return False
     plain = is_plain(student) and is_plain(teacher) and (target is None or is_plain(target))

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the losses: validated once, immutable, shared by kernels and reference."""
+"""Arguments of the losses, as the layers below the public functions pass them on."""
 
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from torch import Tensor
 
 # torch.compile passes symbols where a number may change from call to call.
 _INTEGER = (int, torch.SymInt)
@@ -16,9 +17,25 @@ Reduction = Literal["none", "sum", "mean", "batchmean"]
 Divergence = Literal["forward_kl"]
 
 
+class KDLossInputs(NamedTuple):
+    """The arguments of `kd_loss` that change from call to call; see there for their meaning."""
+
+    student: Tensor
+    teacher: Tensor
+    target: Tensor | None
+    sample_weight: Tensor | None
+    num_items: int | Tensor | None
+
+    def constant(self) -> "KDLossInputs":
+        """The same with a gradient for the student only."""
+        student, teacher, target, weight, num_items = self
+        weight = None if weight is None else weight.detach()
+        return KDLossInputs(student, teacher.detach(), target, weight, num_items)
+
+
 @dataclass(frozen=True, slots=True)
 class KDLossOptions:
-    """The options of `kd_loss` that are not tensors; see there for their meaning."""
+    """The other arguments of `kd_loss`, validated once."""
 
     temperature: float = 1.0
     alpha: float = 0.5

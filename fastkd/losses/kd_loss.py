@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastkd import _front, _validation
-from fastkd._options import Divergence, KDLossOptions, Reduction
+from fastkd._options import Divergence, KDLossInputs, KDLossOptions, Reduction
 from fastkd.ops import kd_loss as ops
 from fastkd.reference.kd_loss import evaluate as evaluate_reference
 
@@ -96,11 +96,7 @@ def kd_loss(
         0.4331
     """
     return _call(
-        student_logits,
-        teacher_logits,
-        target,
-        sample_weight,
-        num_items,
+        KDLossInputs(student_logits, teacher_logits, target, sample_weight, num_items),
         _options(
             temperature,
             alpha,
@@ -155,7 +151,8 @@ class KDLoss(torch.nn.Module):
         num_items: int | Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see `fastkd.kd_loss`."""
-        return _call(student_logits, teacher_logits, target, sample_weight, num_items, self.options)
+        inputs = KDLossInputs(student_logits, teacher_logits, target, sample_weight, num_items)
+        return _call(inputs, self.options)
 
     def extra_repr(self) -> str:
         """The options."""
@@ -174,45 +171,20 @@ def _options(*values: object) -> KDLossOptions:
         return KDLossOptions(*values)  # type: ignore[arg-type]
 
 
-def _call(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor | None,
-    sample_weight: Tensor | None,
-    num_items: int | Tensor | None,
-    options: KDLossOptions,
-) -> Tensor:
-    if (
-        sample_weight is None
-        and num_items is None
-        and _front.is_ordinary_call(student, teacher, target, options.dim)
-    ):
-        return ops.eager(student, teacher, target, None, None, options)
-    _check_arguments(student, teacher, target, sample_weight, num_items, options)
-    path = _front.choose_path(student, teacher, target, sample_weight)
+def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
+    if _front.is_ordinary_call(inputs, options.dim):
+        return ops.eager(inputs, options)
+    _check_arguments(inputs, options)
+    path = _front.choose_path(inputs)
     if path != "reference":
-        run = ops.eager if path == "eager" else ops.compiled
-        return run(student, teacher, target, sample_weight, num_items, options)
+        return (ops.eager if path == "eager" else ops.compiled)(inputs, options)
     if not torch.compiler.is_compiling() and not _front.in_transform():
-        _check_values(student, target, num_items, options)
-    return evaluate_reference(
-        student,
-        teacher.detach(),
-        target,
-        sample_weight=None if sample_weight is None else sample_weight.detach(),
-        num_items=num_items,
-        options=options,
-    )
+        _check_values(inputs, options)
+    return evaluate_reference(inputs.constant(), options)
 
 
-def _check_arguments(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor | None,
-    sample_weight: Tensor | None,
-    num_items: int | Tensor | None,
-    options: KDLossOptions,
-) -> None:
+def _check_arguments(inputs: KDLossInputs, options: KDLossOptions) -> None:
+    student, teacher, target, sample_weight, num_items = inputs
     same_classes = not options.common_vocab
     dim = _validation.check_logits("kd_loss", student, teacher, options.dim, same_classes)
     if target is not None:
@@ -223,15 +195,11 @@ def _check_arguments(
         _validation.check_num_items("kd_loss", num_items, options.reduction, student)
 
 
-def _check_values(
-    student: Tensor,
-    target: Tensor | None,
-    num_items: int | Tensor | None,
-    options: KDLossOptions,
-) -> None:
+def _check_values(inputs: KDLossInputs, options: KDLossOptions) -> None:
     """What the kernels check as they read, for the reference: only where looking costs no sync."""
+    target, num_items = inputs.target, inputs.num_items
     if target is not None and _front.is_plain(target):
-        classes = student.shape[options.dim]
+        classes = inputs.student.shape[options.dim]
         _validation.check_target_range("kd_loss", target, options.ignore_index, classes)
     if isinstance(num_items, Tensor) and _front.is_plain(num_items):
         _validation.read_num_items("kd_loss", num_items)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastkd import _native
-from fastkd._options import KDLossOptions
+from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._validation import read_num_items, target_out_of_range
 from fastkd.reference.kd_loss import evaluate
 
@@ -27,16 +27,9 @@ class Result(NamedTuple):
     unscale: Tensor | None  # [] float32; None: 1
 
 
-def forward(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor | None,
-    sample_weight: Tensor | None,
-    num_items: int | Tensor | None,
-    options: KDLossOptions,
-    with_grad: bool,
-) -> Result:
+def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Result:
     """Run the kernel on plain CPU tensors."""
+    student, teacher, target, sample_weight, num_items = inputs
     dim = options.dim % student.ndim
     if target is not None and not target.is_contiguous():
         target = target.contiguous()
@@ -99,21 +92,13 @@ class KDLossFunction(torch.autograd.Function):
     """The eager path. `forward(ctx, ...)` style: setup_context costs 25 us a call."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor | None,
-        sample_weight: Tensor | None,
-        num_items: int | Tensor | None,
-        options: KDLossOptions,
-    ) -> Tensor:
-        """Compute loss and gradient."""
-        loss, grad, unscale = forward(
-            student, teacher, target, sample_weight, num_items, options, with_grad=True
-        )
-        ctx.save_for_backward(grad, unscale, student, teacher, target, sample_weight)
-        ctx.num_items, ctx.options = num_items, options
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        """Compute loss and gradient of the fields of a KDLossInputs and its options."""
+        *fields, options = arguments
+        inputs = KDLossInputs(*fields)
+        loss, grad, unscale = forward(inputs, options, with_grad=True)
+        ctx.save_for_backward(grad, unscale, *inputs[:4])
+        ctx.num_items, ctx.options = inputs.num_items, options
         return loss
 
     @staticmethod
@@ -158,96 +143,58 @@ def _graph_is_kept() -> bool:
 
 
 def _differentiable_backward(ctx: Any, grad_loss: Tensor) -> Tensor:
-    student, teacher, target, sample_weight = ctx.saved_tensors[2:6]
+    inputs = KDLossInputs(*ctx.saved_tensors[2:6], num_items=ctx.num_items)
     with torch.enable_grad():
-        loss = evaluate(
-            student,
-            teacher.detach(),
-            target,
-            sample_weight=sample_weight,
-            num_items=ctx.num_items,
-            options=ctx.options,
-        )
+        loss = evaluate(inputs.constant(), ctx.options)
     grad: Tensor
-    (grad,) = torch.autograd.grad(loss, student, grad_loss.to(loss.dtype), create_graph=True)
+    (grad,) = torch.autograd.grad(loss, inputs.student, grad_loss.to(loss.dtype), create_graph=True)
     return grad
 
 
-@torch.library.custom_op("fastkd::kd_loss", mutates_args=())
-def kd_loss_op(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor | None,
-    sample_weight: Tensor | None,
-    num_items: Tensor | None,
-    temperature: float,
-    alpha: float,
-    divergence: str,
-    dim: int,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    temperature_squared: bool,
-    common_vocab: bool,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+# The fields of KDLossInputs, then those of KDLossOptions in their order.
+_SCHEMA = (
+    "(Tensor student, Tensor teacher, Tensor? target, Tensor? sample_weight, Tensor? num_items, "
+    "float temperature, float alpha, str divergence, int dim, int ignore_index, "
+    "float label_smoothing, str reduction, bool temperature_squared, bool common_vocab, "
+    "bool with_grad) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _unpack(arguments: tuple[Any, ...]) -> tuple[KDLossInputs, KDLossOptions, bool]:
+    *values, with_grad = arguments
+    return KDLossInputs(*values[:5]), KDLossOptions(*values[5:]), with_grad
+
+
+@torch.library.custom_op("fastkd::kd_loss", mutates_args=(), schema=_SCHEMA)
+def kd_loss_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient for grad_loss = 1 (empty without with_grad), and its unscale factor."""
-    options = KDLossOptions(
-        temperature,
-        alpha,
-        divergence,  # type: ignore[arg-type]
-        dim,
-        ignore_index,
-        label_smoothing,
-        reduction,  # type: ignore[arg-type]
-        temperature_squared,
-        common_vocab,
-    )
-    loss, grad, unscale = forward(
-        student_logits, teacher_logits, target, sample_weight, num_items, options, with_grad
-    )
+    inputs, options, with_grad = _unpack(arguments)
+    loss, grad, unscale = forward(inputs, options, with_grad)
     if grad is None:
-        grad = student_logits.new_empty(0)
-    elif grad.stride() != (promised := torch.empty_like(student_logits)).stride():
+        grad = inputs.student.new_empty(0)
+    elif grad.stride() != (promised := torch.empty_like(inputs.student)).stride():
         grad = promised.copy_(grad)
     return loss, grad, loss.new_ones(()) if unscale is None else unscale
 
 
 @kd_loss_op.register_fake
-def _(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor | None,
-    sample_weight: Tensor | None,
-    num_items: Tensor | None,
-    temperature: float,
-    alpha: float,
-    divergence: str,
-    dim: int,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    temperature_squared: bool,
-    common_vocab: bool,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dim %= student_logits.ndim
-    rows = student_logits.shape[:dim] + student_logits.shape[dim + 1 :]
-    loss = student_logits.new_empty(rows if reduction == "none" else (), dtype=torch.float32)
-    grad = torch.empty_like(student_logits) if with_grad else student_logits.new_empty(0)
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    (student, *_), options, with_grad = _unpack(arguments)
+    dim = options.dim % student.ndim
+    rows = student.shape[:dim] + student.shape[dim + 1 :]
+    loss = student.new_empty(rows if options.reduction == "none" else (), dtype=torch.float32)
+    grad = torch.empty_like(student) if with_grad else student.new_empty(0)
     return loss, grad, loss.new_empty(())
 
 
 def _save_for_op_backward(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    student, teacher, target, sample_weight, num_items, *values, with_grad = inputs
-    ctx.options = KDLossOptions(*values)
-    ctx.with_grad = with_grad
-    ctx.num_items = num_items
+    fields, ctx.options, ctx.with_grad = _unpack(inputs)
+    ctx.num_items = fields.num_items
     _, grad, unscale = output
     ctx.mark_non_differentiable(grad, unscale)
-    ctx.save_for_backward(grad, unscale, student, teacher, target, sample_weight)
+    ctx.save_for_backward(grad, unscale, *fields[:4])
 
 
 def _op_backward(
@@ -267,39 +214,24 @@ def _op_backward(
 kd_loss_op.register_autograd(_op_backward, setup_context=_save_for_op_backward)
 
 
-def eager(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor | None,
-    sample_weight: Tensor | None,
-    num_items: int | Tensor | None,
-    options: KDLossOptions,
-) -> Tensor:
+def eager(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     """The eager path: an autograd node only where a gradient is wanted."""
-    if student.requires_grad and torch.is_grad_enabled():
-        return _apply(student, teacher, target, sample_weight, num_items, options)
-    return forward(
-        student, teacher, target, sample_weight, num_items, options, with_grad=False
-    ).loss
+    if inputs.student.requires_grad and torch.is_grad_enabled():
+        return _apply(*inputs, options)
+    return forward(inputs, options, with_grad=False).loss
 
 
-def compiled(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor | None,
-    sample_weight: Tensor | None,
-    num_items: int | Tensor | None,
-    options: KDLossOptions,
-) -> Tensor:
+def compiled(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     """The path of torch.compile and torch.export: the registered op."""
+    student, teacher, target, sample_weight, num_items = inputs.constant()
     if num_items is not None:
         num_items = torch.as_tensor(num_items, dtype=torch.float32, device=student.device)
     loss: Tensor
     loss, _, _ = kd_loss_op(
         student,
-        teacher.detach(),
+        teacher,
         target,
-        None if sample_weight is None else sample_weight.detach(),
+        sample_weight,
         num_items,
         options.temperature,
         options.alpha,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from fastkd._options import KDLossOptions
+from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._reduction import reduce_rows
 
 
@@ -33,26 +33,13 @@ def kd_loss(
     Returns:
         The loss, float32, or float64 if one of the logits is.
     """
-    return evaluate(
-        student_logits,
-        teacher_logits,
-        target,
-        sample_weight=sample_weight,
-        num_items=num_items,
-        options=KDLossOptions(**options),
-    )
+    inputs = KDLossInputs(student_logits, teacher_logits, target, sample_weight, num_items)
+    return evaluate(inputs, KDLossOptions(**options))
 
 
-def evaluate(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor | None,
-    *,
-    sample_weight: Tensor | None,
-    num_items: int | Tensor | None,
-    options: KDLossOptions,
-) -> Tensor:
+def evaluate(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     """The formula itself, on checked arguments."""
+    student_logits, teacher_logits, target, sample_weight, num_items = inputs
     dtype = torch.promote_types(
         torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32
     )

@@ -143,11 +143,12 @@ def _graph_is_kept() -> bool:
 
 
 def _differentiable_backward(ctx: Any, grad_loss: Tensor) -> Tensor:
-    inputs = KDLossInputs(*ctx.saved_tensors[2:6], num_items=ctx.num_items)
+    student, teacher, target, sample_weight = ctx.saved_tensors[2:6]
+    inputs = KDLossInputs(student, teacher, target, sample_weight, ctx.num_items)
     with torch.enable_grad():
         loss = evaluate(inputs.constant(), ctx.options)
     grad: Tensor
-    (grad,) = torch.autograd.grad(loss, inputs.student, grad_loss.to(loss.dtype), create_graph=True)
+    (grad,) = torch.autograd.grad(loss, student, grad_loss.to(loss.dtype), create_graph=True)
     return grad
 
 

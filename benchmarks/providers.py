@@ -8,6 +8,8 @@ import torch
 from cases import Inputs, LossCase
 from torch import Tensor
 
+import fastkd
+
 PROVIDERS = ("fastkd", "eager", "torch.compile")
 
 # Loss and gradient of one forward and backward.
@@ -21,15 +23,15 @@ def make_steps(
     inputs = with_gradient(inputs)
     steps: dict[str, Step] = {}
     for name in names:
+        keywords = {**inputs.keywords, **case.options}
         if name == "fastkd":
-            steps[name] = _step(lambda: case.run(inputs), inputs)
+            steps[name] = _step(_call(getattr(fastkd, case.loss), inputs, keywords), inputs)
             continue
         assert case.eager is not None, f"{case} has no eager code to compare with"
         function = case.eager
         if name == "torch.compile":
             torch._dynamo.reset()
             function = torch.compile(function, dynamic=False)
-        keywords = {**inputs.keywords, **case.options}
         steps[name] = _step(_call(function, inputs, keywords), inputs)
     return steps
 
@@ -59,6 +61,6 @@ def _step(loss_of: Callable[[], Tensor], inputs: Inputs) -> Step:
         loss = loss_of()
         # Not loss.backward(): adding to student.grad would be timed too.
         (grad,) = torch.autograd.grad(loss, student)
-        return loss.detach(), grad
+        return loss, grad
 
     return step

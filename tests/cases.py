@@ -156,14 +156,14 @@ def eager_kd_loss(
     alpha: float,
     reduction: str,
 ) -> Tensor:
-    """The loss as most training code has it."""
+    """The loss as most training code has it, both terms summed over rows and divided by N."""
     assert reduction == "batchmean"
     soft = functional.kl_div(
         functional.log_softmax(student / temperature, dim),
         functional.softmax(teacher / temperature, dim),
         reduction="batchmean",
     )
-    hard = functional.cross_entropy(student.movedim(dim, 1), target)
+    hard = functional.cross_entropy(student.movedim(dim, 1), target, reduction="sum") / len(student)
     return soft * temperature * temperature * alpha + hard * (1 - alpha)
 
 

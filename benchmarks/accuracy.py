@@ -38,5 +38,5 @@ def errors(
 
 
 def _relative(value: Tensor, truth: Tensor) -> float:
-    difference = value.to(torch.float64).sub_(truth).abs_().max()
-    return float(difference / truth.abs().max())
+    difference = value.detach().to(torch.float64).sub_(truth.detach()).abs_().max()
+    return float(difference / truth.detach().abs().max())

@@ -98,8 +98,12 @@ def why_not_native() -> str | None:
         return "the native modules are built on Linux and macOS only"
     if not find_compiler():
         wanted = os.environ.get("CXX")
-        found = f"CXX={wanted} is not there" if wanted else "none of g++, c++, clang++ is there"
-        return f"there is no C++ compiler ({found})"
+        if wanted:
+            return f"there is no C++ compiler (CXX={wanted} is not there)"
+        return (
+            "there is no C++ compiler (none of g++, c++, clang++ is there; Debian and Ubuntu: "
+            "apt-get install g++)"
+        )
     headers = {sysconfig.get_path(name) for name in HEADERS}
     if not any(Path(folder, "Python.h").exists() for folder in headers):
         return (

@@ -39,8 +39,8 @@ def draw(results: Results, path: Path) -> Path:
         _draw_ratios(left, rows, limits)
         left.set_title(f"Times faster, {words}", loc="left", fontweight="bold", color=INK)
         _draw_bandwidth(right, rows, results.copy_bandwidth[threads])
-        right.set_xlim(0, 1.2 * most / 1e9)
-        right.set_title(f"GB/s of fastkd, {words}", loc="left", fontweight="bold", color=INK)
+        right.set_xlim(0, 1.25 * most / 1e9)
+        right.set_title(f"GB/s, {words}", loc="left", fontweight="bold", color=INK)
     device, versions = results.device, results.versions
     figure.suptitle(
         "fastkd: forward and backward, beside eager PyTorch and torch.compile of it",
@@ -117,10 +117,13 @@ def _figure(value: float) -> str:
 def _draw_bandwidth(axes: Axes, rows: Sequence[Row], copy: float) -> None:
     rates = [(row.bandwidth or 0.0) / 1e9 for row in rows]
     axes.barh(range(len(rows)), rates, height=0.62, color=BAR, zorder=2)
-    axes.axvline(copy / 1e9, color=COPY, linestyle="--", linewidth=1.2, zorder=3)
-    axes.annotate(
-        f"torch copy {copy / 1e9:.1f}", (copy / 1e9, 1), (0, 4), ha="center", va="bottom",
-        xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8, color=COPY,
+    axes.axvline(
+        copy / 1e9, color=COPY, linestyle="--", linewidth=1.2, zorder=3,
+        label=f"torch copy {_figure(copy / 1e9)}",
+    )  # fmt: skip
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9, borderpad=0,
+        handlelength=1.6, handletextpad=0.5,
     )  # fmt: skip
     for line, rate in enumerate(rates):
         text = f"{_figure(rate)} ({rate * 1e9 / copy:.0%})"

@@ -101,7 +101,7 @@ def cpu_module() -> NativeModule | None:
                 f"{message}; the PyTorch reference serves instead. Install a C++ compiler and "
                 "reinstall fastkd to get the kernels.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,  # cpu_module, choose_path, _call, kd_loss, the user
             )
     return _cpu.module
 

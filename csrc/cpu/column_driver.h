@@ -38,7 +38,7 @@ class ColumnDriver {
         out_of_memory_(false) {}
 
   Outcome run() {
-    constexpr int64_t kElementsPerTask = 16384;
+    constexpr int64_t kElementsPerTask = 65536;
     const int64_t grain = kElementsPerTask / (classes_ * pixels()) + 1;
     auto body = [&](int64_t begin, int64_t end) { tiles(begin, end); };
     if (!parallel_for(call_.args.outer * tiles_per_outer_, grain, body)) {

@@ -9,7 +9,7 @@ namespace fastkd {
 namespace cpu {
 namespace {
 
-constexpr int64_t kElementsPerTask = 32768;
+constexpr int64_t kElementsPerTask = 131072;
 
 template <class T>
 void scale_run(const T* in, T* out, int64_t count, Vec factor) {

@@ -89,6 +89,20 @@ def _time_table(rows: Sequence[Row], results: Results) -> str:
     return format_table(header, body, left=2) + note
 
 
+def render_summary(results: Results) -> str:
+    """The table that README shows: the most threads, medians only."""
+    rows = [row for row in results.rows if row.threads == max(results.threads)]
+    providers = _present(rows)
+    others = [name for name in providers if name != "fastkd"]
+    header = ["logits", "dtype", *providers, *(f"vs {_SHORT[name]}" for name in others)]
+    body = []
+    for row in rows:
+        line = [row.name + (" †" if row.is_disturbed else ""), row.dtype]
+        line += [time_text(row.providers[name].median) for name in providers]
+        body.append([*line, *(_ratio(row.ratio(name)) for name in others)])
+    return format_table(header, body, left=2)
+
+
 def _memory_table(rows: Sequence[Row]) -> str:
     providers = _present(rows)
     header = ["logits", "dtype", "[N, C]"]

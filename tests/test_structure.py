@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout of the source tree: what a reader may rely on when looking for a file."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from cases import CASES
 
+from benchmarks.report import render_summary
+from benchmarks.results import results_from_json
 from fastkd import functional
 
 ROOT = Path(__file__).parents[1]
@@ -76,3 +79,10 @@ def test_tools_are_pinned_exactly() -> None:
     tools = [line for line in project["optional-dependencies"]["dev"] if "fastkd[" not in line]
     assert tools
     assert [line for line in tools if not re.fullmatch(r"[\w-]+==[\d.]+", line)] == []
+
+
+def test_readme_shows_the_recorded_benchmark() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (name,) = set(re.findall(r"benchmarks/results/([\w.-]+)\.md", text))
+    recorded = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+    assert render_summary(results_from_json(recorded)) in text

@@ -122,11 +122,26 @@ def test_a_loss_scale_saves_float16_gradients_from_underflow(case: LossCase) -> 
 
 
 @every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_batched_gradients(case: LossCase, dtype: torch.dtype) -> None:
+    inputs = case.make_inputs(GEOMETRY, dtype)
+    first = leaf(inputs)
+    loss = case.run(Inputs((first, *inputs.tensors[1:]), inputs.keywords), reduction="none")
+    (jacobian,) = torch.autograd.grad(loss, first, torch.eye(6), is_grads_batched=True)
+    loss = case.run(Inputs((first, *inputs.tensors[1:]), inputs.keywords), reduction="none")
+    (grad,) = torch.autograd.grad(loss.sum(), first)
+    torch.testing.assert_close(jacobian.sum(0), grad)
+    assert (jacobian != 0).any(-1).equal(torch.eye(6, dtype=torch.bool))
+
+
+@every_case
 def test_the_student_may_change_after_the_loss(case: LossCase) -> None:
     inputs = case.make_inputs(GEOMETRY)
     first = leaf(inputs)
     student = first * 1.0
     loss = loss_of(case, inputs)(student)
+    with torch.no_grad():
+        student.detach().data.zero_()
     (grad,) = torch.autograd.grad(loss, student)
     torch.testing.assert_close(grad, reference_grad(case, inputs))
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkd import _native
+from fastkd import _front, _native
 from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._validation import read_num_items, target_out_of_range
 from fastkd.reference.kd_loss import evaluate
@@ -118,6 +118,8 @@ _apply: Callable[..., Tensor] = super(torch.autograd.Function, KDLossFunction).a
 
 
 def _scale(grad: Tensor, grad_loss: Tensor, unscale: Tensor | None, dim: int) -> Tensor:
+    if _front.in_transform() or not _front.is_plain(grad_loss):  # is_grads_batched: vmap here
+        return _scaled(grad, grad_loss, unscale, dim)
     # A graph that is not kept frees `grad` after this call: then it may be overwritten.
     out = torch.empty_like(grad) if _graph_is_kept() else grad
     module = _native.cpu_module()

@@ -8,17 +8,16 @@
 // then replace the logits in the tile, and the gradient is written from them.
 #pragma once
 
+#include "cpu/column_tile.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
 #include "cpu/softmax_call.h"
-#include "cpu/vec_memory.h"
 
 namespace fastkd::cpu {
 
 constexpr int kMaxTileVectors = 8;
 
-// Classes summed one by one before they join the total: rounding grows with the square root of
-// this.
+// Classes summed one by one before they join the total: rounding grows with its square root.
 constexpr int64_t kSumBlock = 64;
 
 template <class Loss>
@@ -27,6 +26,7 @@ class ColumnDriver {
   using HardState = typename Loss::template HardState<Vec>;
   using GradScale = typename Loss::template GradScale<Vec>;
   using Exps = typename Loss::template Exps<Vec>;
+  using Tile = ColumnTile;
 
  public:
   explicit ColumnDriver(const SoftmaxCall<Loss>& call)
@@ -49,28 +49,6 @@ class ColumnDriver {
   }
 
  private:
-  // A run of pixels of one outer index.
-  struct Tile {
-    int64_t outer, first_pixel;
-    int pixels;       // the last tile of a map may be short
-    float* plane[3];  // [classes, pixels()] each: student, teacher, third exponential
-  };
-
-  // Sixteen pixels of the next tile, one class a step: fetched while this tile is summed, for the
-  // classes are too many streams for a hardware prefetcher.
-  struct Prefetch {
-    const char* student;
-    const char* teacher;
-    int64_t student_step, teacher_step;  // bytes from class to class
-
-    void next_class() {
-      __builtin_prefetch(student);
-      __builtin_prefetch(teacher);
-      student += student_step;
-      teacher += teacher_step;
-    }
-  };
-
   // Lanes of one vector of the tile, kept from the statistics to the gradient.
   struct Lanes {
     Vec max_student, max_teacher, max_tail;
@@ -105,7 +83,8 @@ class ColumnDriver {
         tile.plane[k] = scratch.data() + (k < Loss::kExps ? k * plane : 0);
       read(tile, lanes);
       const Tile next = tile_at(index + 1 < end ? index + 1 : index);
-      for (int v = 0; v * kLanes < tile.pixels; ++v) sum(tile, v, lanes[v], prefetch_of(next, v));
+      for (int v = 0; v * kLanes < tile.pixels; ++v)
+        sum(tile, v, lanes[v], ClassPrefetch(next, v, call_.args));
       if (call_.wants_grad()) write(tile, lanes);
     }
     if (call_.wants_grad()) fence_streaming();
@@ -113,24 +92,12 @@ class ColumnDriver {
 
   Tile tile_at(int64_t index) const {
     Tile tile{};
+    tile.stride = pixels();
     tile.outer = index / tiles_per_outer_;
     tile.first_pixel = index % tiles_per_outer_ * pixels();
     const int64_t left = call_.args.inner - tile.first_pixel;
     tile.pixels = static_cast<int>(left < pixels() ? left : pixels());
     return tile;
-  }
-
-  Prefetch prefetch_of(const Tile& tile, int v) const {
-    const auto address = [&](const LogitView& view) {
-      const int64_t first =
-          tile.outer * view.stride_outer + (tile.first_pixel + v * kLanes) * view.stride_inner;
-      return static_cast<const char*>(view.data) + first * element_size(view.dtype);
-    };
-    const auto step = [](const LogitView& view) {
-      return view.stride_class * element_size(view.dtype);
-    };
-    const LogitArgs& args = call_.args;
-    return {address(args.student), address(args.teacher), step(args.student), step(args.teacher)};
   }
 
   // Fills the planes and finds the maxima.
@@ -147,51 +114,8 @@ class ColumnDriver {
                [&](int v, Vec x) { lanes[v].max_tail = max(x, lanes[v].max_tail); });
   }
 
-  template <class Maximum>
-  void read_plane(const LogitView& view, const Tile& tile, float* plane, int64_t begin, int64_t end,
-                  Maximum maximum) const {
-    visit(view.dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      const T* source = view.template at<const T>(tile.outer, tile.first_pixel);
-      if (view.stride_inner != 1) {
-        transpose_in(source, view, tile, plane, begin, end, maximum);
-        return;
-      }
-      for (int64_t c = begin; c < end; ++c) {
-        const T* pixels_of_class = source + c * view.stride_class;
-        float* out = plane + c * pixels();
-        int v = 0;
-        for (; (v + 1) * kLanes <= tile.pixels; ++v) {
-          const Vec x = load(pixels_of_class + v * kLanes);
-          x.store(out + v * kLanes);
-          maximum(v, x);
-        }
-        if (v * kLanes < tile.pixels) {
-          const Vec x = load_first(pixels_of_class + v * kLanes, tile.pixels - v * kLanes, 0.0f);
-          x.store(out + v * kLanes);
-          maximum(v, x);
-        }
-      }
-    });
-  }
-
-  template <class T, class Maximum>
-  void transpose_in(const T* source, const LogitView& view, const Tile& tile, float* plane,
-                    int64_t begin, int64_t end, Maximum maximum) const {
-    const int filled = (tile.pixels + kLanes - 1) / kLanes * kLanes;
-    for (int p = 0; p < filled; ++p) {
-      const T* row = source + p * view.stride_inner;
-      for (int64_t c = begin; c < end; ++c) {
-        plane[c * pixels() + p] = p < tile.pixels ? to_float(row[c * view.stride_class]) : 0.0f;
-      }
-    }
-    for (int64_t c = begin; c < end; ++c) {
-      for (int v = 0; v * kLanes < filled; ++v) maximum(v, load(plane + c * pixels() + v * kLanes));
-    }
-  }
-
   // Statistics, losses and gradient scales of sixteen pixels; exponentials replace the logits.
-  void sum(const Tile& tile, int v, Lanes& lanes, Prefetch ahead) const {
+  void sum(const Tile& tile, int v, Lanes& lanes, ClassPrefetch ahead) const {
     const auto params = call_.params;
     const Vec label_logit = label_logits(tile, v, lanes);
     float* const student = tile.plane[0] + v * kLanes;

@@ -53,9 +53,7 @@ TensorRef read_tensor(const py::object& object) {
   if (read_sizes(PyTuple_GET_ITEM(tuple, 3), tensor.strides) != tensor.rank) {
     reject("sizes and strides differ in length");
   }
-  int64_t elements = 1;
-  for (int i = 0; i < tensor.rank; ++i) elements *= tensor.sizes[i];
-  if (tensor.data == nullptr && elements != 0) {
+  if (tensor.data == nullptr && tensor.elements() != 0) {
     throw std::runtime_error(
         "fastkd: a tensor has no storage (was it freed by resize_(0) or sharding?)");
   }
@@ -105,6 +103,7 @@ bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, i
     if (grad.dtype != student.dtype) reject("the gradient must have the student's dtype");
   }
   if (student.sizes[dim] < 1 || teacher.sizes[dim] < 1) reject("no classes");
+  if (loss == 0 && student.elements() != 0) reject("the loss has no storage");
   const LogitLayout layout = layout_of(student, teacher, grad, has_grad, static_cast<int>(dim));
   if (!layout.supported()) return false;
 

@@ -194,7 +194,14 @@ def _describe(tensor: Tensor) -> Described:
 
 
 def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel():
+        raise RuntimeError(
+            "fastkd: a tensor has no storage (was it freed by resize_(0) or sharding?)"
+        )
+    return address
 
 
 def _parallel_for_address() -> int:
@@ -228,7 +235,7 @@ def _load(capabilities: tuple[str, ...]) -> Backend:
 def _choose() -> Backend:
     available = cpu_capabilities()
     wanted = os.environ.get("FASTKD_CPU_CAPABILITY")
-    if wanted is None:
+    if not wanted:
         return _load(available)
     if wanted not in available:
         raise RuntimeError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of the losses, as the layers below the public functions pass them on."""
 
-import math
 import numbers
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 # torch.compile passes symbols where a number may change from call to call.
 _INTEGER = (int, torch.SymInt)
 _REAL = (numbers.Real, torch.SymFloat, torch.SymInt)
+
+_2_63 = 1 << 63
 
 Reduction = Literal["none", "sum", "mean", "batchmean"]
 Divergence = Literal["forward_kl"]
@@ -24,12 +26,13 @@ class KDLossInputs(NamedTuple):
     teacher: Tensor
     target: Tensor | None
     sample_weight: Tensor | None
-    num_items: int | Tensor | None
+    num_items: float | Tensor | None
 
     def constant(self) -> "KDLossInputs":
         """The same with a gradient for the student only."""
         student, teacher, target, weight, num_items = self
         weight = None if weight is None else weight.detach()
+        num_items = num_items.detach() if isinstance(num_items, Tensor) else num_items
         return KDLossInputs(student, teacher.detach(), target, weight, num_items)
 
 
@@ -48,13 +51,15 @@ class KDLossOptions:
     common_vocab: bool = False
 
     def __post_init__(self) -> None:
-        _check_real("temperature", self.temperature, "finite and > 0", lambda x: 0 < x < math.inf)
+        # Beyond these bounds T^2 or 1 / T leave float32.
+        _check_real("temperature", self.temperature, "in [1e-6, 1e6]", lambda x: 1e-6 <= x <= 1e6)
         _check_real("alpha", self.alpha, "in [0, 1]", lambda x: 0 <= x <= 1)
         _check_real("label_smoothing", self.label_smoothing, "in [0, 1]", lambda x: 0 <= x <= 1)
         _check_choice("divergence", self.divergence, get_args(Divergence))
         _check_choice("reduction", self.reduction, get_args(Reduction))
         _check_type("dim", self.dim, int)
         _check_type("ignore_index", self.ignore_index, int)
+        _check_real("ignore_index", self.ignore_index, "an int64", lambda x: -_2_63 <= x < _2_63)
         _check_type("temperature_squared", self.temperature_squared, bool)
         _check_type("common_vocab", self.common_vocab, bool)
 
@@ -65,7 +70,7 @@ class KDLossOptions:
 
 
 def _check_real(name: str, value: Any, rule: str, is_valid: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, _REAL):
+    if isinstance(value, bool | Fraction) or not isinstance(value, _REAL):
         raise TypeError(f"kd_loss: {name} must be a real number, got {_describe(value)}")
     if not is_valid(value):
         raise ValueError(f"kd_loss: {name} must be {rule}, got {value}")

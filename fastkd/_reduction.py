@@ -11,7 +11,7 @@ def reduce_rows(
     weight: Tensor,
     reduction: Reduction,
     batch_size: int,
-    num_items: int | Tensor | None,
+    num_items: float | Tensor | None,
 ) -> Tensor:
     """Reduce weighted row losses; a denominator of 0 gives 0 with a zero gradient.
 
@@ -27,7 +27,7 @@ def reduce_rows(
     total = row_loss.sum()
     if reduction == "sum":
         return total
-    denominator: int | Tensor
+    denominator: float | Tensor
     if num_items is not None:
         denominator = num_items
     elif reduction == "mean":

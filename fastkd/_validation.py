@@ -6,7 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastkd._options import KDLossInputs, KDLossOptions
+
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_kd_loss(inputs: KDLossInputs, options: KDLossOptions) -> None:
+    """Check types, dtypes, shapes and devices of a call of kd_loss."""
+    student, teacher, target, sample_weight, num_items = inputs
+    same_classes = not options.common_vocab
+    dim = check_logits("kd_loss", student, teacher, options.dim, same_classes)
+    if target is not None:
+        check_target("kd_loss", target, student, dim)
+    if sample_weight is not None:
+        check_sample_weight("kd_loss", sample_weight, student, dim)
+    if num_items is not None:
+        check_num_items("kd_loss", num_items, options.reduction, student)
 
 
 def check_logits(
@@ -79,13 +94,13 @@ def check_num_items(function: str, num_items: Any, reduction: str, student: Tens
             f"{function}: num_items must be an int or a 0-d tensor, "
             f"got {type(num_items).__name__} {num_items!r}"
         )
-    if num_items < 0:
-        raise ValueError(f"{function}: num_items must be >= 0, got {num_items}")
+    if num_items < 0 or num_items >= 1 << 63:
+        raise ValueError(f"{function}: num_items must be >= 0 and an int64, got {num_items}")
 
 
-def read_num_items(function: str, num_items: int | Tensor) -> float:
+def read_num_items(function: str, num_items: float | Tensor) -> float:
     """The value of a checked num_items in CPU memory."""
-    value = float(num_items)
+    value = float(num_items.detach() if isinstance(num_items, Tensor) else num_items)
     if not value >= 0:
         raise ValueError(f"{function}: num_items must be >= 0, got {num_items}")
     return value

@@ -2,6 +2,8 @@
 """Bad input: an error that names the argument, the rule and what came, before any work."""
 
 import math
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -42,11 +44,11 @@ BAD: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
      (S[:, :0], T[:, :0]), {}),
     (ValueError, r"teacher_logits must have at least one class in dim 1, got shape \(8, 0\)",
      (S, T[:, :0]), {"common_vocab": True}),
-    (ValueError, r"temperature must be finite and > 0, got 0", (S, T), {"temperature": 0}),
-    (ValueError, r"temperature must be finite and > 0, got -1.0", (S, T), {"temperature": -1.0}),
-    (ValueError, r"temperature must be finite and > 0, got nan", (S, T),
+    (ValueError, r"temperature must be in .*, got 0", (S, T), {"temperature": 0}),
+    (ValueError, r"temperature must be in \[1e-6, 1e6\], got -1.0", (S, T), {"temperature": -1.0}),
+    (ValueError, r"temperature must be in \[1e-6, 1e6\], got nan", (S, T),
      {"temperature": math.nan}),
-    (ValueError, r"temperature must be finite and > 0, got inf", (S, T),
+    (ValueError, r"temperature must be in \[1e-6, 1e6\], got inf", (S, T),
      {"temperature": math.inf}),
     (TypeError, r"temperature must be a real number, got str '4'", (S, T), {"temperature": "4"}),
     (TypeError, r"temperature must be a real number, got list \[4.0\]", (S, T),
@@ -55,6 +57,13 @@ BAD: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
      {"temperature": True}),
     (TypeError, r"temperature must be a real number, got Tensor", (S, T),
      {"temperature": torch.tensor(4.0)}),
+    (ValueError, r"temperature must be in .*, got 1e\+200", (S, T), {"temperature": 1e200}),
+    (TypeError, r"temperature must be a real number, got Fraction", (S, T),
+     {"temperature": Fraction(3, 2)}),
+    (ValueError, r"ignore_index must be an int64, got 9223372036854775808", (S, T),
+     {"ignore_index": 2**63}),
+    (ValueError, r"num_items must be >= 0 and an int64, got 10+$", (S, T),
+     {"num_items": 10**400}),
     (ValueError, r"alpha must be in \[0, 1\], got 1.5", (S, T), {"alpha": 1.5}),
     (ValueError, r"alpha must be in \[0, 1\], got nan", (S, T), {"alpha": math.nan}),
     (ValueError, r"label_smoothing must be in \[0, 1\], got -0.1", (S, T),
@@ -69,7 +78,7 @@ BAD: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
     (ValueError, r"sample_weight must have the logits' shape without dim 1, \(8,\), got \(8, 1\)",
      (S, T), {"sample_weight": torch.ones(8, 1)}),
     (TypeError, r"sample_weight must have dtype .*got torch.int64", (S, T), {"sample_weight": Y}),
-    (ValueError, r"num_items must be >= 0, got -3", (S, T), {"num_items": -3}),
+    (ValueError, r"num_items must be >= 0 and an int64, got -3", (S, T), {"num_items": -3}),
     (TypeError, r"num_items must be an int or a 0-d tensor, got float 2.5", (S, T),
      {"num_items": 2.5}),
     (ValueError, r"num_items must be an int or a 0-d tensor .*got shape \(1,\)", (S, T),
@@ -84,12 +93,19 @@ BAD: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("function", [fastkd.kd_loss, fastkd.reference.kd_loss])
 @pytest.mark.parametrize(("error", "message", "arguments", "options"), BAD)
 def test_bad_input_is_named(
-    error: type[Exception], message: str, arguments: tuple[Any, ...], options: dict[str, Any]
+    error: type[Exception],
+    message: str,
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+    function: Callable[..., Tensor],
 ) -> None:
+    if error is IndexError or isinstance(options.get("num_items"), Tensor):
+        function = fastkd.kd_loss  # the reference looks at no values
     with pytest.raises(error, match=f"^kd_loss: .*{message}"):
-        fastkd.kd_loss(*arguments, **options)
+        function(*arguments, **options)
 
 
 MODULE_OPTIONS = {"temperature": 0.0, "alpha": 2.0, "reduction": "x", "divergence": "y"}
@@ -122,11 +138,27 @@ def test_the_target_is_checked_whatever_alpha(backend: str, alpha: float) -> Non
         fastkd.kd_loss(S[:, :5], T[:, :5], torch.full((8,), 9), alpha=alpha)
 
 
-def test_freed_storage_is_an_error_not_a_crash(backend: str) -> None:
-    student = torch.randn(8, 100)
-    student.untyped_storage().resize_(0)
+@pytest.mark.parametrize("which", ["student", "target", "sample_weight"])
+def test_freed_storage_is_an_error_not_a_crash(backend: str, which: str) -> None:
+    tensors = {
+        "student": torch.randn(8, 100),
+        "target": torch.zeros(8, dtype=torch.int64),
+        "sample_weight": torch.ones(8),
+    }
+    tensors[which].untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="no storage"):
-        fastkd.kd_loss(student, T)
+        fastkd.kd_loss(
+            tensors["student"], T, tensors["target"], sample_weight=tensors["sample_weight"]
+        )
+
+
+def test_the_registered_op_checks_what_it_is_given() -> None:
+    options = (4.0, 0.5, "forward_kl", -1, -100, 0.0, "mean", True, False, True)
+    op = torch.ops.fastkd.kd_loss
+    with pytest.raises(ValueError, match="target must have the logits' shape"):
+        op(S, T, Y[:1], None, None, *options)
+    with pytest.raises(TypeError, match="no float64 kernel"):
+        op(S.double(), T, Y, None, None, *options)
 
 
 def test_without_a_kernel_the_reference_serves_after_one_warning(

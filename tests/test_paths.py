@@ -3,6 +3,7 @@
 
 import os
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,74 @@ def test_a_loss_scale_saves_float16_gradients_from_underflow(case: LossCase) -> 
     error = (first.grad.double() - truth).abs().max() / truth.abs().max()
     assert error < 1e-3
     assert (first.grad != 0).float().mean() > 0.9
+
+
+@every_case
+def test_a_teacher_from_inference_mode(kernel_calls: list[str], case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    with torch.inference_mode():
+        teacher = inputs.tensors[1] * 1.0
+    first = leaf(inputs)
+    case.run(Inputs((first, teacher), inputs.keywords)).backward()
+    torch.testing.assert_close(first.grad, reference_grad(case, inputs))
+    assert kernel_calls
+
+
+@every_case
+def test_the_teacher_may_change_after_the_loss(case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    first, teacher = leaf(inputs), inputs.tensors[1].clone()
+    expected = reference_grad(case, inputs)
+    loss = case.run(Inputs((first, teacher), inputs.keywords))
+    teacher.zero_()
+    (grad,) = torch.autograd.grad(loss, first, retain_graph=True)
+    torch.testing.assert_close(grad, expected)
+    with pytest.raises(RuntimeError, match="changed in place before backward"):
+        torch.autograd.grad(loss, first, create_graph=True)
+
+
+def test_num_items_is_read_when_the_loss_is_made() -> None:
+    student, teacher = torch.randn(2, 4, 5)
+    student.requires_grad_()
+    num_items = torch.tensor(8.0, requires_grad=True)
+    loss = fastkd.kd_loss(student, teacher, num_items=num_items)
+    num_items.data.fill_(1.0)
+    (plain,) = torch.autograd.grad(loss, student, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, student, create_graph=True)
+    torch.testing.assert_close(plain, again.detach())
+    double = fastkd.kd_loss(student.double(), teacher.double(), num_items=num_items)
+    assert torch.autograd.grad(double, num_items, allow_unused=True) == (None,)
+
+
+@every_case
+def test_the_teacher_is_let_go_after_backward(case: LossCase) -> None:
+    inputs = case.make_inputs(GEOMETRY)
+    teacher = inputs.tensors[1].clone()
+    gone = weakref.ref(teacher)
+    loss = case.run(Inputs((leaf(inputs), teacher), inputs.keywords))
+    loss.backward()
+    del teacher
+    assert gone() is None
+
+
+@every_case
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("reduction", ["none", "batchmean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_default_device_does_not_move_the_outputs(
+    case: LossCase, device: str, reduction: str, dtype: torch.dtype
+) -> None:
+    inputs = case.make_inputs(GEOMETRY, dtype)
+    first = leaf(inputs)
+    with torch.device(device):
+        loss = case.run(
+            Inputs((first, *inputs.tensors[1:]), inputs.keywords),
+            reduction=reduction,
+        )
+    loss.sum().backward()
+    assert loss.device.type == "cpu"
+    assert first.grad is not None
+    assert first.grad.isfinite().all()
 
 
 @every_case
@@ -241,6 +310,33 @@ def test_compile_with_dynamic_shapes_compiles_once(case: LossCase) -> None:
             first = leaf(inputs)
             compiled(Inputs((first, *inputs.tensors[1:]), inputs.keywords)).backward()
             torch.testing.assert_close(first.grad, reference_grad(case, inputs))
+
+
+def test_compile_takes_an_integer_num_items_as_a_symbol() -> None:
+    torch._dynamo.reset()
+    student, teacher = torch.randn(2, 4, 5)
+
+    def loss(num_items: int) -> Tensor:
+        return fastkd.kd_loss(student, teacher, num_items=num_items)
+
+    compiled = torch.compile(loss, fullgraph=True)
+    with torch._dynamo.config.patch(recompile_limit=3):
+        for num_items in range(5, 15):
+            torch.testing.assert_close(compiled(num_items), loss(num_items))
+
+
+def test_a_program_exported_without_gradients_can_be_trained() -> None:
+    class Distiller(torch.nn.Module):
+        def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+            return fastkd.kd_loss(student, teacher, temperature=4.0)
+
+    student, teacher = torch.randn(2, 4, 5)
+    program = torch.export.export(Distiller(), (student, teacher))
+    trained = student.clone().requires_grad_()
+    program.module()(trained, teacher).backward()
+    plain = student.clone().requires_grad_()
+    fastkd.kd_loss(plain, teacher, temperature=4.0).backward()
+    torch.testing.assert_close(trained.grad, plain.grad)
 
 
 def test_compile_checks_the_target() -> None:

@@ -15,6 +15,12 @@ struct TensorRef {
   int rank = 0;
   int64_t sizes[kMaxRank] = {};
   int64_t strides[kMaxRank] = {};
+
+  int64_t elements() const {
+    int64_t count = 1;
+    for (int i = 0; i < rank; ++i) count *= sizes[i];
+    return count;
+  }
 };
 
 // The dimensions around the class dimension of up to three tensors of one shape, merged as far as

@@ -57,7 +57,9 @@ Outcome run_softmax(const LogitArgs& args, const RowOptions& rows,
   const Outcome outcome =
       along_classes ? RowDriver<Loss>(call).run() : ColumnDriver<Loss>(call).run();
   if (outcome.status == Status::kOk && reduce) {
-    *args.loss = static_cast<float>(ordered_sum(row_losses.data(), args.rows()) * inverse);
+    // Where nothing counts the loss is 0, even if a row's is infinite.
+    const double sum = inverse == 0.0 ? 0.0 : ordered_sum(row_losses.data(), args.rows());
+    *args.loss = static_cast<float>(sum * inverse);
   }
   return outcome;
 }

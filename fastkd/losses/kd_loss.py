@@ -44,7 +44,8 @@ def kd_loss(
     Equal logits give a divergence and a gradient of exactly 0 in the kernels.
 
     Arithmetic is float32 at least, whatever the logits' type. The gradient is computed together
-    with the loss; double backward (create_graph) runs through the PyTorch reference.
+    with the loss; double backward (create_graph) runs through the PyTorch reference. As for any op
+    that keeps its input, the student's logits must not change in place before backward.
 
     Args:
         student_logits: (..., C, ...) with the classes in `dim`; float32, bfloat16, float16
@@ -53,7 +54,7 @@ def kd_loss(
             too, see `fastkd.reference`.
         target: int64 class indices in [0, C), the logits' shape without `dim`. Rows whose target is
             `ignore_index` give loss 0 and gradient 0 in both terms, whatever their logits hold.
-        temperature: T > 0.
+        temperature: T, in [1e-6, 1e6].
         alpha: weight of the distillation term, in [0, 1]; the hard term weighs 1 - alpha.
             (Libraries disagree: torchdistill's alpha weighs the hard term.) Has no effect without
             a target.
@@ -174,25 +175,13 @@ def _options(*values: object) -> KDLossOptions:
 def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     if _front.is_ordinary_call(inputs, options.dim):
         return ops.eager(inputs, options)
-    _check_arguments(inputs, options)
+    _validation.check_kd_loss(inputs, options)
     path = _front.choose_path(inputs)
     if path != "reference":
         return (ops.eager if path == "eager" else ops.compiled)(inputs, options)
     if not torch.compiler.is_compiling() and not _front.in_transform():
         _check_values(inputs, options)
     return evaluate_reference(inputs.constant(), options)
-
-
-def _check_arguments(inputs: KDLossInputs, options: KDLossOptions) -> None:
-    student, teacher, target, sample_weight, num_items = inputs
-    same_classes = not options.common_vocab
-    dim = _validation.check_logits("kd_loss", student, teacher, options.dim, same_classes)
-    if target is not None:
-        _validation.check_target("kd_loss", target, student, dim)
-    if sample_weight is not None:
-        _validation.check_sample_weight("kd_loss", sample_weight, student, dim)
-    if num_items is not None:
-        _validation.check_num_items("kd_loss", num_items, options.reduction, student)
 
 
 def _check_values(inputs: KDLossInputs, options: KDLossOptions) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastkd import _front, _native
 from fastkd._options import KDLossInputs, KDLossOptions
-from fastkd._validation import read_num_items, target_out_of_range
+from fastkd._validation import check_kd_loss, read_num_items, target_out_of_range
 from fastkd.reference.kd_loss import evaluate
 
 
@@ -36,11 +36,13 @@ def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Re
     if sample_weight is not None:
         sample_weight = sample_weight.detach().to(torch.float32).contiguous()
     rows = student.shape[:dim] + student.shape[dim + 1 :]
-    loss = torch.empty(rows if options.reduction == "none" else (), dtype=torch.float32)
+    # The device is named: torch.set_default_device must not move what the kernel writes.
+    shape = rows if options.reduction == "none" else ()
+    loss = torch.empty(shape, dtype=torch.float32, device="cpu")
     grad = torch.empty_like(student) if with_grad else None
     unscale = None
     if with_grad and student.dtype == torch.float16:
-        unscale = torch.empty((), dtype=torch.float32)
+        unscale = torch.empty((), dtype=torch.float32, device="cpu")
 
     module = _native.cpu_module()
     assert module is not None, "the front lets no call through without a module"
@@ -97,19 +99,53 @@ class KDLossFunction(torch.autograd.Function):
         *fields, options = arguments
         inputs = KDLossInputs(*fields)
         loss, grad, unscale = forward(inputs, options, with_grad=True)
-        ctx.save_for_backward(grad, unscale, *inputs[:4])
-        ctx.num_items, ctx.options = inputs.num_items, options
+        ctx.save_for_backward(grad, unscale, inputs.student)
+        # Only double backward needs the rest. It is not saved: a teacher may come from
+        # inference_mode, or its buffer may be written again before backward.
+        ctx.constants, ctx.options = Constants.of(inputs), options
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradient by grad_loss."""
+        grad, unscale, student = ctx.saved_tensors
+        constants = ctx.constants
+        if not _graph_is_kept():
+            ctx.constants = None  # lets go of the teacher, as autograd does of saved tensors
         if torch.is_grad_enabled():  # create_graph: the result must be differentiable itself
-            grad_student = _differentiable_backward(ctx, grad_loss)
+            grad_student = _backward_of_reference(constants.join(student), ctx.options, grad_loss)
         else:
-            grad, unscale = ctx.saved_tensors[:2]
             grad_student = _scale(grad, grad_loss, unscale, ctx.options.dim)
         return grad_student, None, None, None, None, None
+
+
+class Constants(NamedTuple):
+    """The inputs that get no gradient, and their versions when they were read."""
+
+    tensors: tuple[Tensor | None, ...]  # teacher, target, sample_weight
+    versions: tuple[int | None, ...]
+    num_items: float | Tensor | None  # as read
+
+    @classmethod
+    def of(cls, inputs: KDLossInputs) -> "Constants":
+        """Those of a call."""
+        tensors = inputs[1:4]
+        return cls(tensors, tuple(map(_version, tensors)), inputs.num_items)
+
+    def join(self, student: Tensor) -> KDLossInputs:
+        """All inputs again, unless one has changed since."""
+        if tuple(map(_version, self.tensors)) != self.versions:
+            raise RuntimeError(
+                "kd_loss: teacher_logits, target or sample_weight was changed in place before "
+                "backward(create_graph=True), which reads it again"
+            )
+        teacher, target, sample_weight = self.tensors
+        assert teacher is not None
+        return KDLossInputs(student, teacher, target, sample_weight, self.num_items)
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 # Function.apply looks for functorch wrappers and then calls this; the front has excluded them,
@@ -144,13 +180,15 @@ def _graph_is_kept() -> bool:
     return True if ask is None else bool(ask())
 
 
-def _differentiable_backward(ctx: Any, grad_loss: Tensor) -> Tensor:
-    student, teacher, target, sample_weight = ctx.saved_tensors[2:6]
-    inputs = KDLossInputs(student, teacher, target, sample_weight, ctx.num_items)
+def _backward_of_reference(
+    inputs: KDLossInputs, options: KDLossOptions, grad_loss: Tensor
+) -> Tensor:
     with torch.enable_grad():
-        loss = evaluate(inputs.constant(), ctx.options)
+        loss = evaluate(inputs.constant(), options)
     grad: Tensor
-    (grad,) = torch.autograd.grad(loss, student, grad_loss.to(loss.dtype), create_graph=True)
+    (grad,) = torch.autograd.grad(
+        loss, inputs.student, grad_loss.to(loss.dtype), create_graph=torch.is_grad_enabled()
+    )
     return grad
 
 
@@ -168,10 +206,13 @@ def _unpack(arguments: tuple[Any, ...]) -> tuple[KDLossInputs, KDLossOptions, bo
     return KDLossInputs(*values[:5]), KDLossOptions(*values[5:]), with_grad
 
 
-@torch.library.custom_op("fastkd::kd_loss", mutates_args=(), schema=_SCHEMA)
+@torch.library.custom_op("fastkd::kd_loss", mutates_args=(), device_types="cpu", schema=_SCHEMA)
 def kd_loss_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient for grad_loss = 1 (empty without with_grad), and its unscale factor."""
     inputs, options, with_grad = _unpack(arguments)
+    check_kd_loss(inputs, options)  # an op may be called by anyone
+    if torch.float64 in (inputs.student.dtype, inputs.teacher.dtype):
+        raise TypeError("fastkd::kd_loss has no float64 kernel: call fastkd.kd_loss")
     loss, grad, unscale = forward(inputs, options, with_grad)
     if grad is None:
         grad = inputs.student.new_empty(0)
@@ -203,12 +244,11 @@ def _save_for_op_backward(
 def _op_backward(
     ctx: Any, grad_loss: Tensor, _grad_grad: Tensor, _grad_unscale: Tensor
 ) -> tuple[Tensor | None, ...]:
-    if not ctx.with_grad:
-        raise RuntimeError("fastkd::kd_loss was called with with_grad=False and has no gradient")
-    if torch.is_grad_enabled():
-        grad_student = _differentiable_backward(ctx, grad_loss)
+    grad, unscale, student, teacher, target, sample_weight = ctx.saved_tensors
+    if torch.is_grad_enabled() or not ctx.with_grad:  # exported without gradients, then trained
+        inputs = KDLossInputs(student, teacher, target, sample_weight, ctx.num_items)
+        grad_student = _backward_of_reference(inputs, ctx.options, grad_loss)
     else:
-        grad, unscale = ctx.saved_tensors[:2]
         half = grad.dtype == torch.float16
         grad_student = _scaled(grad, grad_loss, unscale if half else None, ctx.options.dim)
     return grad_student, *(None,) * 14
@@ -219,6 +259,8 @@ kd_loss_op.register_autograd(_op_backward, setup_context=_save_for_op_backward)
 
 def eager(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     """The eager path: an autograd node only where a gradient is wanted."""
+    if isinstance(inputs.num_items, Tensor):  # read now: it may change before backward
+        inputs = inputs._replace(num_items=read_num_items("kd_loss", inputs.num_items))
     if inputs.student.requires_grad and torch.is_grad_enabled():
         return _apply(*inputs, options)
     return forward(inputs, options, with_grad=False).loss
@@ -228,7 +270,10 @@ def compiled(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     """The path of torch.compile and torch.export: the registered op."""
     student, teacher, target, sample_weight, num_items = inputs.constant()
     if num_items is not None:
-        num_items = torch.as_tensor(num_items, dtype=torch.float32, device=student.device)
+        if isinstance(num_items, Tensor):
+            num_items = num_items.to(student.device, torch.float32)
+        else:  # torch.full keeps a symbol, as_tensor would compile anew for every value
+            num_items = torch.full((), num_items, dtype=torch.float32, device=student.device)
     loss: Tensor
     loss, _, _ = kd_loss_op(
         student,

@@ -9,6 +9,7 @@ from torch.nn.functional import log_softmax
 
 from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._reduction import reduce_rows
+from fastkd._validation import check_kd_loss
 
 
 def kd_loss(
@@ -34,7 +35,9 @@ def kd_loss(
         The loss, float32, or float64 if one of the logits is.
     """
     inputs = KDLossInputs(student_logits, teacher_logits, target, sample_weight, num_items)
-    return evaluate(inputs, KDLossOptions(**options))
+    checked = KDLossOptions(**options)
+    check_kd_loss(inputs, checked)
+    return evaluate(inputs, checked)
 
 
 def evaluate(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:

@@ -162,6 +162,20 @@ def test_nothing_that_counts_gives_zero(backend: str, reduction: str, dtype: tor
     assert empty.item() == 0
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "batchmean"])
+@pytest.mark.parametrize(("shape", "dim"), [((2, 0), 0), ((0, 3, 2), 1), ((3, 4, 0, 2), 1)])
+def test_no_rows_in_any_strides(
+    backend: str, shape: tuple[int, ...], dim: int, reduction: str
+) -> None:
+    student = torch.empty(0).as_strided(shape, [2, 0, 1, 1][: len(shape)]).requires_grad_()
+    teacher = torch.empty(shape)
+    loss = fastkd.kd_loss(student, teacher, dim=dim, reduction=reduction)
+    loss.sum().backward()
+    assert loss.sum().item() == 0
+    assert student.grad is not None
+    assert student.grad.shape == shape
+
+
 @pytest.mark.parametrize("num_items", [0, torch.tensor(0), torch.tensor(0.0)])
 def test_zero_items_give_zero(num_items: int | Tensor) -> None:
     student = torch.randn(4, 9)

@@ -47,6 +47,8 @@ class LogitLayout {
   // What the drivers can read without a copy: contiguous classes, or contiguous rows (pixels).
   bool supported() const {
     if (groups_ > 2) return false;
+    if (outer() * inner() == 0)
+      return true;  // nothing is read; strides of empty tensors say nothing
     bool contiguous_classes = true, contiguous_rows = true;
     for (int k = 0; k < count_; ++k) {
       contiguous_classes &= class_stride_[k] == 1;

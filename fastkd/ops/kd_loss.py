@@ -60,7 +60,8 @@ def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Re
             # Strides that no driver reads: one copy to contiguous rows.
             student_rows, teacher_rows = _class_rows(student, dim), _class_rows(teacher, dim)
             grad = torch.empty_like(student_rows) if with_grad else None
-            _native.kd_loss(module, call, 1, student_rows, teacher_rows, grad)
+            if not _native.kd_loss(module, call, 1, student_rows, teacher_rows, grad):
+                raise RuntimeError("kd_loss: the kernel refused contiguous rows (a bug in fastkd)")
             if grad is not None:
                 grad = grad.view(student.movedim(dim, -1).shape).movedim(-1, dim)
     except IndexError as error:
@@ -102,50 +103,34 @@ class KDLossFunction(torch.autograd.Function):
         ctx.save_for_backward(grad, unscale, inputs.student)
         # Only double backward needs the rest. It is not saved: a teacher may come from
         # inference_mode, or its buffer may be written again before backward.
-        ctx.constants, ctx.options = Constants.of(inputs), options
+        ctx.constants = inputs[1:], _versions(inputs)
+        ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradient by grad_loss."""
         grad, unscale, student = ctx.saved_tensors
-        constants = ctx.constants
-        if not _graph_is_kept():
+        constants, versions = ctx.constants
+        kept = _graph_is_kept()
+        if not kept:
             ctx.constants = None  # lets go of the teacher, as autograd does of saved tensors
         if torch.is_grad_enabled():  # create_graph: the result must be differentiable itself
-            grad_student = _backward_of_reference(constants.join(student), ctx.options, grad_loss)
+            inputs = KDLossInputs(student, *constants)
+            if _versions(inputs) != versions:
+                raise RuntimeError(
+                    "kd_loss: teacher_logits, target or sample_weight was changed in place before "
+                    "backward(create_graph=True), which reads it again"
+                )
+            grad_student = _backward_of_reference(inputs, ctx.options, grad_loss)
         else:
-            grad_student = _scale(grad, grad_loss, unscale, ctx.options.dim)
+            grad_student = _scale(grad, grad_loss, unscale, ctx.options.dim, kept)
         return grad_student, None, None, None, None, None
 
 
-class Constants(NamedTuple):
-    """The inputs that get no gradient, and their versions when they were read."""
-
-    tensors: tuple[Tensor | None, ...]  # teacher, target, sample_weight
-    versions: tuple[int | None, ...]
-    num_items: float | Tensor | None  # as read
-
-    @classmethod
-    def of(cls, inputs: KDLossInputs) -> "Constants":
-        """Those of a call."""
-        tensors = inputs[1:4]
-        return cls(tensors, tuple(map(_version, tensors)), inputs.num_items)
-
-    def join(self, student: Tensor) -> KDLossInputs:
-        """All inputs again, unless one has changed since."""
-        if tuple(map(_version, self.tensors)) != self.versions:
-            raise RuntimeError(
-                "kd_loss: teacher_logits, target or sample_weight was changed in place before "
-                "backward(create_graph=True), which reads it again"
-            )
-        teacher, target, sample_weight = self.tensors
-        assert teacher is not None
-        return KDLossInputs(student, teacher, target, sample_weight, self.num_items)
-
-
-def _version(tensor: Tensor | None) -> int | None:
-    return None if tensor is None or tensor.is_inference() else tensor._version
+def _versions(inputs: KDLossInputs) -> list[int | None]:
+    """Counts of in-place changes to teacher, target and sample_weight, where torch counts."""
+    return [None if t is None or t.is_inference() else t._version for t in inputs[1:4]]
 
 
 # Function.apply looks for functorch wrappers and then calls this; the front has excluded them,
@@ -153,11 +138,11 @@ def _version(tensor: Tensor | None) -> int | None:
 _apply: Callable[..., Tensor] = super(torch.autograd.Function, KDLossFunction).apply
 
 
-def _scale(grad: Tensor, grad_loss: Tensor, unscale: Tensor | None, dim: int) -> Tensor:
+def _scale(grad: Tensor, grad_loss: Tensor, unscale: Tensor | None, dim: int, kept: bool) -> Tensor:
     if _front.in_transform() or not _front.is_plain(grad_loss):  # is_grads_batched: vmap here
         return _scaled(grad, grad_loss, unscale, dim)
     # A graph that is not kept frees `grad` after this call: then it may be overwritten.
-    out = torch.empty_like(grad) if _graph_is_kept() else grad
+    out = torch.empty_like(grad) if kept else grad
     module = _native.cpu_module()
     assert module is not None
     if grad_loss.ndim:

@@ -19,9 +19,6 @@ struct Float16 {
   uint16_t bits;
 };
 
-// Largest finite float16; gradients of float16 students are stored prescaled below it.
-constexpr float kFloat16Max = 65504.0f;
-
 inline int64_t element_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 template <class To, class From>

@@ -15,7 +15,6 @@
 namespace fastkd {
 
 constexpr float kLog2E = 1.44269504088896340736f;
-constexpr float kLn2 = 0.69314718055994530942f;
 
 // Maxima start here, not at -inf: a row or tile that is all -inf then gives exp(-inf) = 0 and not
 // exp(-inf + inf) = NaN.

@@ -5,8 +5,13 @@
     python3 dev.py test      pass the tests
     python3 dev.py check     lint, formats, types, import layers, spelling; or some: check ruff mypy
     python3 dev.py bench     measure and draw the benchmark table
-    python3 dev.py wheel     build a wheel into dist/
-    python3 dev.py sanitize  run the kernels under the address and undefined-behaviour sanitizers
+    python3 dev.py wheel     build a wheel into dist/; with the CUDA kernels: wheel --cuda
+    python3 dev.py gates     hold the CUDA code to its budgets, no GPU needed; --write: new budgets
+    python3 dev.py sanitize  run the kernels under ASan, UBSan, TSan and valgrind; or one: cuda-tsan
+    python3 dev.py gpu-check build for this GPU, test, measure and probe it, within nine minutes
+
+`test` builds the CUDA kernels for the emulator too. For a GPU they are built where nvidia-smi sees
+one, for that chip, and elsewhere only where FASTKD_CUDA=1 asks for them.
 
 What follows the command goes to the tool behind it: python3 dev.py test -k layout -x
 
@@ -28,6 +33,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -36,7 +42,6 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +50,24 @@ VENV = ROOT / ".venv"
 CPU_TORCH = "torch==2.13.0+cpu"  # no CUDA build, gigabytes in size, has this version
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST_TORCH = "2.10"
+OLDEST_CHIP = 75  # that CUDA 13 compiles for
 
 # Extras of pyproject.toml that a command needs besides the build tools.
-EXTRAS = {"demo": ["demo"], "test": ["test"], "check": ["dev"], "bench": ["demo"]}
-MODULES = {"demo": "examples.demo", "test": "pytest", "bench": "benchmarks.run"}
+EXTRAS = {
+    "demo": ["demo"],
+    "test": ["test"],
+    "check": ["dev"],
+    "bench": ["demo"],
+    "gates": ["test"],
+}
+MODULES = {
+    "demo": "examples.demo",
+    "test": "pytest",
+    "bench": "benchmarks.run",
+    "sanitize": "build_tools.sanitize",
+    "gpu-check": "benchmarks.gpu_check",
+}
+BUILT_IN_PLACE = {"demo", "test", "check", "bench"}  # the others build what they need themselves
 CHECKS = {
     "ruff": ["ruff", "check", "--quiet", "."],
     "ruff-format": ["ruff", "format", "--quiet", "--check", "."],
@@ -64,14 +83,18 @@ print(json.dumps({
     "python": [sys.version, sys.prefix], "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
     "installed": {d.name: d.version for d in importlib.metadata.distributions()}}))
 """
-SANITIZER_FACTS = """
+NVCC_FACTS = """
 import json, sys
 sys.path.insert(0, "")
-import setup
-from fastkd._native import cpu_capabilities
-print(json.dumps({
-    "compile": [*setup.find_compiler(), *setup.FLAGS],
-    "isas": {isa: setup.ISA_FLAGS[isa] for isa in cpu_capabilities()}}))
+from build_tools import tools
+print(json.dumps({"nvcc": tools.find_nvcc()}))
+"""
+ARCHS = """
+import importlib.util, json
+spec = importlib.util.spec_from_file_location("fastkd._cuda", {module!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(json.dumps({{"archs": module.archs}}))
 """
 
 
@@ -84,17 +107,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["demo", "test", "check", "bench", "wheel", "sanitize"])
+    commands = ["demo", "test", "check", "bench", "wheel", "gates", "sanitize", "gpu-check"]
+    parser.add_argument("command", choices=commands)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the tool behind it")
     given = parser.parse_args(sys.argv[1:] or ["--help"])
     try:
+        if given.command == "gpu-check" and not sees_gpu():
+            raise Failure("gpu-check needs an NVIDIA GPU, and nvidia-smi sees none")
         python = environment_for(given.command)
-        if given.command == "check":
-            return check(python, given.arguments)
-        if given.command == "wheel":
-            return wheel(python, given.arguments)
-        if given.command == "sanitize":
-            return sanitize(python, given.arguments)
+        own = {"check": check, "wheel": wheel, "gates": gates}
+        if given.command in own:
+            return own[given.command](python, given.arguments)
         return watch([python, "-m", MODULES[given.command], *given.arguments], given.command)
     except Failure as failure:
         print(f"dev.py: {failure}", file=sys.stderr)
@@ -154,7 +177,8 @@ def environment_for(command: str) -> Path:
         wanted = list(requirements("dev"))
         if missing(wanted, python):
             step("installing pyproject.toml's dev extra", pip_install(python, *wanted))
-    build(python)
+    if command in BUILT_IN_PLACE:
+        build(python, command)
     return python
 
 
@@ -249,37 +273,79 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def build(python: Path) -> None:
+def build(python: Path, command: str) -> None:
     """Compile and install in place, unless nothing changed since the last time."""
     facts = ask(python, FACTS)
     torch = facts["installed"]["torch"]
     found, oldest = ([int(part) for part in v.split(".")[:2]] for v in (torch, OLDEST_TORCH))
     if found < oldest:
         raise Failure(f"fastkd needs torch {OLDEST_TORCH} or newer, {python} has {torch}")
-    # Where the kernels can't be built the user should hear it here, not find the reference at work.
-    settings = {"FASTKD_NATIVE": "1", **os.environ}
-    switches = [settings.get(name) for name in ("FASTKD_NATIVE", "FASTKD_WERROR", "CXX")]
-    inputs = hashlib.sha256(repr([facts["python"], torch, switches]).encode())
-    for name in ("setup.py", "pyproject.toml", "fastkd/_version.py", *cpp_files()):
+    wishes = build_wishes(command)
+    emulator = wishes.pop("FASTKD_EMULATOR")
+    if wishes["FASTKD_CUDA"] != "0":
+        provide(python, "cuda-build", there=bool(ask(python, NVCC_FACTS)["nvcc"]))
+    switches = [os.environ.get(name) for name in ("FASTKD_WERROR", "CXX", "NVCC", "CUDA_HOME")]
+    inputs = hashlib.sha256(repr([facts["python"], torch, wishes, switches]).encode())
+    recipe = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("build_tools/*.py"))
+    for name in ("setup.py", *recipe, "pyproject.toml", "fastkd/_version.py", *cpp_files()):
         inputs.update((ROOT / name).read_bytes())
     stamp = ROOT / "build" / f"stamp-{hashlib.sha256(str(python).encode()).hexdigest()[:16]}"
-    built = list((ROOT / "fastkd").glob(f"_cpu_*{facts['suffix']}"))
-    current = stamp.exists() and stamp.read_text() == f"{inputs.hexdigest()} {len(built)}"
-    if current and "fastkd" in facts["installed"]:
+
+    def built() -> list[str]:
+        return sorted(file.name for file in ROOT.glob(f"fastkd/_c*{facts['suffix']}"))
+
+    current = stamp.exists() and stamp.read_text() == " ".join([inputs.hexdigest(), *built()])
+    enough = emulator == "0" or f"_cuda_emulated{facts['suffix']}" in built()
+    if current and enough and "fastkd" in facts["installed"]:
         return
-    for module in built:  # or a build without the kernels would find these
-        module.unlink()
+    for name in built():  # or a build without the kernels would find these
+        (ROOT / "fastkd" / name).unlink()
     in_place = pip_install(python, "--no-deps", "--no-build-isolation", "--editable", ".")
-    step("building fastkd in place", in_place, FASTKD_NATIVE=settings["FASTKD_NATIVE"])
-    built = list((ROOT / "fastkd").glob(f"_cpu_*{facts['suffix']}"))
+    step("building fastkd in place", in_place, **wishes, FASTKD_EMULATOR=emulator)
     stamp.parent.mkdir(exist_ok=True)
-    stamp.write_text(f"{inputs.hexdigest()} {len(built)}")
+    stamp.write_text(" ".join([inputs.hexdigest(), *built()]))
+
+
+def build_wishes(command: str) -> dict[str, str]:
+    """setup.py's variables for a build in place, where the user has not set them."""
+    # Where the kernels can't be built the user should hear it here, not find the reference at work.
+    wishes = {"FASTKD_NATIVE": "1", "FASTKD_CUDA": "0", "FASTKD_EMULATOR": "0"}
+    chips = gpu_archs()
+    if chips:
+        wishes |= {"FASTKD_CUDA": "1", "FASTKD_CUDA_ARCHS": ";".join(chips)}
+    if command == "test" and (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        wishes["FASTKD_EMULATOR"] = "1"
+    return {name: os.environ.get(name, wish) for name, wish in wishes.items()}
+
+
+def gpu_archs() -> list[str]:
+    """This machine's chips as FASTKD_CUDA_ARCHS has them, but those too old for CUDA 13."""
+    if not sees_gpu():
+        return []
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    chips = {major + minor for major, minor in re.findall(r"(\d+)\.(\d)", run_quietly(query)[1])}
+    return sorted((chip for chip in chips if int(chip) >= OLDEST_CHIP), key=int)
+
+
+def provide(python: Path, group: str, *, there: bool) -> None:
+    """Install a dependency group into our own environment, or name it to the owner of another."""
+    wanted = project()["dependency-groups"][group]
+    if there:
+        return
+    install = pip_install(python, *wanted)
+    if VENV not in python.parents:
+        install_it = shlex.join(map(str, install))
+        raise Failure(
+            f"this environment lacks {group} of pyproject.toml. Install it:\n    {install_it}\n"
+            "or set FASTKD_CUDA=0 to do without CUDA"
+        )
+    step(f"installing {shlex.join(wanted)}", install)
 
 
 def cpp_files() -> list[str]:
     """All C++ files, from the root."""
     files = (path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.*"))
-    return sorted(str(path) for path in files if path.suffix in (".h", ".cpp"))
+    return sorted(str(path) for path in files if path.suffix in (".h", ".cpp", ".cu"))
 
 
 def check(python: Path, names: Sequence[str]) -> int:
@@ -302,41 +368,55 @@ def check(python: Path, names: Sequence[str]) -> int:
 
 def wheel(python: Path, arguments: Sequence[str]) -> int:
     """Build a wheel into dist/ and tell what is in it."""
-    for leftovers in (ROOT / "build").glob("lib*"):  # setuptools would pack what was deleted since
-        shutil.rmtree(leftovers)
-    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", "dist", *arguments]
-    step("building a wheel", [python, "-m", "pip", "wheel", *options, "."], FASTKD_NATIVE="1")
-    wheels = sorted((ROOT / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
-    if not wheels:
-        raise Failure("pip wrote no wheel into dist/")
-    made = wheels[-1]
+    made = make_wheel(python, arguments)
     print(f"{made.relative_to(ROOT)}  {made.stat().st_size:,} bytes")
     for entry in zipfile.ZipFile(made).infolist():
         if entry.filename.endswith((".so", ".pyd")):
             print(f"  {entry.filename}  {entry.file_size:,} bytes")
+    module = cuda_module(made)
+    if module:
+        print(f"  CUDA code for {ask(python, ARCHS.format(module=str(module)))['archs']}")
     return 0
 
 
-def sanitize(python: Path, arguments: Sequence[str]) -> int:
-    """Compile the kernels with sanitizers for every instruction set of this CPU and run them."""
-    facts = ask(python, SANITIZER_FACTS)
-    sources = sorted(str(path) for path in ROOT.glob("csrc/cpu/*.cpp"))
-    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g", "-pthread"]
-    folder = ROOT / "build" / "sanitize"
-    folder.mkdir(parents=True, exist_ok=True)
+def make_wheel(python: Path, arguments: Sequence[str]) -> Path:
+    """Build a wheel into dist/; --cuda among the arguments for one with the CUDA kernels."""
+    wishes = {"FASTKD_NATIVE": "1", "FASTKD_CUDA": os.environ.get("FASTKD_CUDA", "0")}
+    if "--cuda" in arguments:
+        wishes["FASTKD_CUDA"] = "1"
+        provide(python, "cuda-build", there=bool(ask(python, NVCC_FACTS)["nvcc"]))
+    for leftovers in (ROOT / "build").glob("lib*"):  # setuptools would pack what was deleted since
+        shutil.rmtree(leftovers)
+    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", "dist"]
+    options += [argument for argument in arguments if argument != "--cuda"]
+    step("building a wheel", [python, "-m", "pip", "wheel", *options, "."], **wishes)
+    wheels = sorted((ROOT / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    if not wheels:
+        raise Failure("pip wrote no wheel into dist/")
+    return wheels[-1]
 
-    def compile_for(isa: str) -> tuple[int, str]:
-        flags = [*facts["compile"], *facts["isas"][isa], *checks, "-w", f"-I{ROOT / 'csrc'}"]
-        return run_quietly([*flags, "csrc/tests/sanitize.cpp", *sources, "-o", folder / isa])
 
-    print(f"dev.py: compiling {', '.join(facts['isas'])} with sanitizers ...", flush=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for code, output in pool.map(compile_for, facts["isas"]):
-            if code:
-                raise Failure(f"the sanitizer build failed:\n{output}")
-    failed = [isa for isa in facts["isas"] if watch([folder / isa, *arguments], "sanitize")]
-    print(f"dev.py: sanitizers complain on {', '.join(failed) or 'nothing'}")
-    return 1 if failed else 0
+def cuda_module(made: Path) -> Path | None:
+    """fastkd._cuda out of a wheel, in build/wheel; None where the wheel has none."""
+    with zipfile.ZipFile(made) as archive:
+        for name in archive.namelist():
+            if name.startswith("fastkd/_cuda."):
+                return Path(archive.extract(name, ROOT / "build" / "wheel"))
+    return None
+
+
+def gates(python: Path, arguments: Sequence[str]) -> int:
+    """Read the machine code of a wheel's CUDA kernels; what it may cost is in the tests."""
+    provide(
+        python,
+        "cuda-gates",
+        there=not missing(project()["dependency-groups"]["cuda-gates"], python),
+    )
+    module = cuda_module(make_wheel(python, ["--cuda"]))
+    if "--write" in arguments:
+        return watch([python, "tests/cuda_code.py", str(module)], "gates")
+    os.environ["FASTKD_CUDA_MODULE"] = str(module)
+    return watch([python, "-m", "pytest", "tests/test_cuda_gates.py", *arguments], "gates")
 
 
 if __name__ == "__main__":

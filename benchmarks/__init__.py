@@ -9,6 +9,13 @@ run.py (the command)
     -> machine.py   what it ran on
     -> results.py   what is recorded  -> report.py (tables, files), plot.py
 
+gpu_check.py (the command on a GPU: steps in processes of their own, commands.py)
+    -> gpu_facts.py    chip and versions       -> gpu_tools.py  compute-sanitizer and ncu
+    -> gpu_bench.py    the table of a GPU         -> gpu_calls.py  what they look at
+         -> gpu_measure.py  one row: gpu_timing.py (events, ceilings), and the parts above
+         -> peers.py        other packages' losses, where they are installed
+    -> gpu_summary.py  the last lines
+
 The rows come from the list that drives the tests, tests/cases.py; README.md tells what is measured.
 """
 

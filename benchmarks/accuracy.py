@@ -37,6 +37,44 @@ def errors(
     return found
 
 
+def sliced_errors(
+    case: LossCase, inputs: Inputs, steps: Mapping[str, Step], most_elements: int = MOST_ELEMENTS
+) -> tuple[dict[str, tuple[float, float]], int]:
+    """The same for inputs of any size, and how much of the first dimension the gradient's covers.
+
+    The true loss is put together from slices of the first dimension, the gradient is compared on
+    the first slice.
+    """
+    assert case.options["reduction"] == "batchmean", f"{case} is no mean over the first dimension"
+    student = inputs.tensors[0]
+    batch = student.shape[0]
+    step = max(1, batch * most_elements // student.numel())
+    weights = [len(student[begin : begin + step]) / batch for begin in range(0, batch, step)]
+    first = _slice(inputs, 0, step)
+    first_loss, first_grad = reference_step(case, first)()
+    true_loss = first_loss.detach() * weights[0]
+    for index, weight in enumerate(weights[1:], 1):
+        part = _slice(inputs, index * step, (index + 1) * step).to(torch.float64)
+        with torch.no_grad():
+            true_loss += case.run_reference(part) * weight
+    true_grad = first_grad * weights[0]
+    found: dict[str, tuple[float, float]] = {}
+    for name, call in steps.items():
+        loss, grad = call()
+        found[name] = (_relative(loss, true_loss), _relative(grad[:step], true_grad))
+    return found, min(step, batch)
+
+
+def _slice(inputs: Inputs, begin: int, end: int) -> Inputs:
+    return Inputs(
+        tuple(tensor.detach()[begin:end] for tensor in inputs.tensors),
+        {
+            name: value[begin:end] if isinstance(value, Tensor) else value
+            for name, value in inputs.keywords.items()
+        },
+    )
+
+
 def _relative(value: Tensor, truth: Tensor) -> float:
     difference = value.detach().to(torch.float64).sub_(truth.detach()).abs_().max()
     return float(difference / truth.detach().abs().max())

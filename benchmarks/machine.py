@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import resource
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 import fastkd
-from benchmarks import ROOT
+from benchmarks.commands import first_line
 
 _STAT = Path("/proc/stat")
 _CPU = Path("/sys/devices/system/cpu")
@@ -46,16 +45,16 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "libc": " ".join(platform.libc_ver()).strip() or "unknown",
         # Builds fastkd's kernels and those of torch.compile, if the environment does not differ.
-        "compiler": _first_line(os.environ.get("CXX", "g++"), "--version") or "none",
+        "compiler": first_line(os.environ.get("CXX", "g++"), "--version") or "none",
     }
 
 
 def commit() -> str:
     """The checkout's commit, "-dirty" if files differ from it; results do not count."""
-    head = _first_line("git", "rev-parse", "--short=12", "HEAD")
-    if not head:
-        return "unknown"
-    changes = _first_line("git", "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    head = first_line("git", "rev-parse", "--short=12", "HEAD")
+    if not head:  # a copy without its history: whoever made it may tell
+        return os.environ.get("FASTKD_COMMIT", "unknown")
+    changes = first_line("git", "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
     return f"{head}-dirty" if changes else head
 
 
@@ -138,11 +137,3 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def _first_line(*command: str) -> str:
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return next(iter(done.stdout.splitlines()), "")

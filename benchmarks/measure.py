@@ -73,7 +73,7 @@ def measure(
     others = machine.OtherWork()
     timings = interleave(steps, costs, plan_rounds(rounds, max(costs.values())), progress)
     others_busy = others.share()
-    figures = {name: _time_figures(timing) for name, timing in timings.items()}
+    figures = {name: time_figures(timing) for name, timing in timings.items()}
     error_shape = None
     if not only_time:
         progress("memory")
@@ -107,7 +107,7 @@ def _keep_quiet(_stage: str) -> None:
     pass
 
 
-def _time_figures(timing: Timing) -> Figures:
+def time_figures(timing: Timing) -> Figures:
     q25, median, q75 = timing.quartiles()
     return Figures(median, q25, q75, timing.calls, timing.page_faults)
 

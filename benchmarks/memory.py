@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 # glibc's malloc.h
@@ -33,6 +34,18 @@ def peak_tensor_bytes(call: Callable[[], object]) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def peak_gpu_bytes(call: Callable[[], object]) -> int:
+    """Most bytes that torch's CUDA allocator held for the call at one moment, results included."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = call()
+    peak = torch.cuda.max_memory_allocated()
+    del kept
+    return peak - before
 
 
 def peak_resident_bytes(call: Callable[[], object]) -> int | None:

@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks.results import Results, Row
+from benchmarks.results import ON_GPU, Results, Row
 
 # Okabe and Ito's colours: told apart by colour-blind eyes too.
-COLOURS = {"eager": "#0072B2", "torch.compile": "#E69F00"}
-MARKERS = {"eager": "o", "torch.compile": "D"}
+COLOURS = {"eager": "#0072B2", "torch.compile": "#E69F00", "liger": "#CC79A7"}
+MARKERS = {"eager": "o", "torch.compile": "D", "liger": "s"}
 SLOWER, BAR, COPY, INK, FAINT = "#D55E00", "#009E73", "#444444", "#222222", "#DDDDDD"
 ROW_INCHES = 0.34
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -35,20 +35,18 @@ def draw(results: Results, path: Path) -> Path:
     limits = min([0.8, *(0.6 * ratio for ratio in ratios)]), 1.5 * max([1.2, *ratios])
     most = max(*results.copy_bandwidth.values(), *(row.bandwidth or 0 for row in results.rows))
     for (threads, rows), (left, right) in zip(blocks, grid, strict=True):
-        words = f"{threads} thread{'s' if threads > 1 else ''}"
+        words = "GPU" if threads == ON_GPU else f"{threads} thread{'s' if threads > 1 else ''}"
         _draw_ratios(left, rows, limits)
         left.set_title(f"Times faster, {words}", loc="left", fontweight="bold", color=INK)
         _draw_bandwidth(right, rows, results.copy_bandwidth[threads])
         right.set_xlim(0, 1.25 * most / 1e9)
         right.set_title(f"GB/s, {words}", loc="left", fontweight="bold", color=INK)
-    device, versions = results.device, results.versions
     figure.suptitle(
         "fastkd: forward and backward, beside eager PyTorch and torch.compile of it",
         x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK,
     )  # fmt: skip
     footer = (
-        f"{device['cpu']}, {device['cores']} cores; fastkd {versions['fastkd']} "
-        f"({versions['fastkd_cpu_build']}), torch {versions['torch']}; commit {results.commit}, "
+        f"{_machine_words(results)}, torch {results.versions['torch']}; commit {results.commit}, "
         f"{results.date}. GB/s counts the bytes that any implementation must move."
     )
     if any(row.is_disturbed for row in results.rows):
@@ -58,6 +56,16 @@ def draw(results: Results, path: Path) -> Path:
     )
     figure.savefig(path, dpi=150)
     return path
+
+
+def _machine_words(results: Results) -> str:
+    device, versions = results.device, results.versions
+    if results.is_gpu:
+        return f"{device['gpu']}; fastkd {versions['fastkd']}, driver {versions['driver']}"
+    return (
+        f"{device['cpu']}, {device['cores']} cores; fastkd {versions['fastkd']} "
+        f"({versions['fastkd_cpu_build']})"
+    )
 
 
 def row_label(row: Row, with_loss: bool) -> str:
@@ -79,22 +87,25 @@ def _draw_ratios(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -
     axes.axvline(1, color=SLOWER, linewidth=1)
     for line, row in zip(lines, rows, strict=True):
         ratios = _ratios(row)
-        axes.plot([1, max(ratios.values())], [line, line], color=FAINT, linewidth=3, zorder=1)
+        axes.plot([1, max([1, *ratios.values()])], [line, line], color=FAINT, linewidth=3, zorder=1)
         for name, ratio in ratios.items():
             colour = COLOURS[name] if ratio >= 1 else SLOWER
             axes.scatter(ratio, line, s=46, color=colour, marker=MARKERS[name], zorder=3)
-        _write_ratios(axes, line, ratios)
+        if ratios:
+            _write_ratios(axes, line, ratios)
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     several = len({(row.loss, row.label) for row in rows}) > 1
     axes.set_yticks(lines, [row_label(row, several) for row in rows], color=INK)
-    for name in _ratios(rows[0]):
+    names = [name for name in COLOURS if any(name in _ratios(row) for row in rows)]
+    for name in names:
         axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=f"than {name}")
-    axes.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9,
-        borderpad=0, handletextpad=0.1, columnspacing=1,
-    )  # fmt: skip
+    if names:
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9,
+            borderpad=0, handletextpad=0.1, columnspacing=1,
+        )  # fmt: skip
     _finish(axes, len(rows))
 
 

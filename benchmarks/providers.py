@@ -2,13 +2,13 @@
 """The same loss by several hands: what is timed, weighed and checked."""
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import torch
 from cases import Inputs, LossCase
 from torch import Tensor
 
 import fastkd
+from benchmarks.peers import PEERS, peer_function
 
 PROVIDERS = ("fastkd", "eager", "torch.compile")
 
@@ -21,19 +21,27 @@ def make_steps(
 ) -> dict[str, Step]:
     """One call per provider on shared inputs; torch.compile forgets what it compiled before."""
     inputs = with_gradient(inputs)
-    steps: dict[str, Step] = {}
-    for name in names:
-        keywords = {**inputs.keywords, **case.options}
-        if name == "fastkd":
-            steps[name] = _step(_call(getattr(fastkd, case.loss), inputs, keywords), inputs)
-            continue
-        assert case.eager is not None, f"{case} has no eager code to compare with"
-        function = case.eager
-        if name == "torch.compile":
-            torch._dynamo.reset()
-            function = torch.compile(function, dynamic=False)
-        steps[name] = _step(_call(function, inputs, keywords), inputs)
-    return steps
+    return {name: make_step(case, inputs, make_function(case, name)) for name in names}
+
+
+def make_function(case: LossCase, name: str) -> Callable[..., Tensor]:
+    """The loss by one provider."""
+    if name == "fastkd":
+        function: Callable[..., Tensor] = getattr(fastkd, case.loss)
+        return function
+    if name in PEERS:
+        return peer_function(name, case)
+    assert case.eager is not None, f"{case} has no eager code to compare with"
+    if name == "torch.compile":
+        torch._dynamo.reset()
+        return torch.compile(case.eager, dynamic=False)
+    return case.eager
+
+
+def make_step(case: LossCase, inputs: Inputs, function: Callable[..., Tensor]) -> Step:
+    """One call of a provider's function on inputs whose first tensor wants a gradient."""
+    keywords = {**inputs.keywords, **case.options}
+    return _step(lambda: function(*inputs.tensors, **keywords), inputs)
 
 
 def reference_step(case: LossCase, inputs: Inputs) -> Step:
@@ -46,12 +54,6 @@ def with_gradient(inputs: Inputs) -> Inputs:
     """The same values; the first tensor is a leaf that wants a gradient."""
     student, *others = inputs.tensors
     return Inputs((student.detach().requires_grad_(), *others), inputs.keywords)
-
-
-def _call(
-    function: Callable[..., Tensor], inputs: Inputs, keywords: dict[str, Any]
-) -> Callable[[], Tensor]:
-    return lambda: function(*inputs.tensors, **keywords)
 
 
 def _step(loss_of: Callable[[], Tensor], inputs: Inputs) -> Step:

@@ -4,15 +4,17 @@
 import csv
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import PEERS
 from benchmarks.providers import PROVIDERS
-from benchmarks.results import BUSY, Figures, Results, Row, to_json
+from benchmarks.results import BUSY, ON_GPU, Figures, Results, Row, to_json
 
-_SHORT = {"fastkd": "fastkd", "eager": "eager", "torch.compile": "compile"}
+_SHORT = {"torch.compile": "compile"}
 NOTHING = "-"
+MOST_WORDS = 24  # of a failure, in a cell
 
 
 def save(results: Results, folder: Path, slug: str) -> list[Path]:
@@ -38,49 +40,76 @@ def render_markdown(results: Results) -> str:
         if weighed:
             parts.append("Peak extra memory, in student-sized [N, C] tensors, and errors:")
             parts.append(_memory_table(weighed))
+    parts += [words for words in (host_words(results), _check_words(results)) if words]
     return "\n\n".join(parts) + "\n"
 
 
 def _heading(results: Results) -> str:
-    device, versions = results.device, results.versions
-    caches = ", ".join(f"{level} {size}" for level, size in device["caches"].items())
-    copies = "; ".join(
-        f"{rate / 1e9:.1f} GB/s on {_count(threads, 'thread')}"
-        for threads, rate in sorted(results.copy_bandwidth.items())
-    )
+    versions = results.versions
     return "\n".join(
         (
-            f"{device['cpu']}, {_count(device['cores'], 'core')}, {caches or 'caches unknown'}, "
-            f"{device['memory_gib']} GiB, huge pages: {device['huge_pages']}. "
-            f"fastkd {versions['fastkd']} ({versions['fastkd_cpu_build']}), "
+            f"{_gpu_words(results) if results.is_gpu else _cpu_words(results)} "
             f"torch {versions['torch']}, Python {versions['python']}, {versions['compiler']}, "
             f"{versions['libc']}. Commit {results.commit}, {results.date}.",
             "",
             "Forward and backward: median [quartiles] of interleaved rounds. "
             "Ratios: of the medians. "
             "GB/s: bytes that any implementation must move / time of fastkd; "
-            f"a torch copy reads and writes {copies}.",
+            f"{copy_words(results)}.",
         )
     )
 
 
+def _cpu_words(results: Results) -> str:
+    device, versions = results.device, results.versions
+    caches = ", ".join(f"{level} {size}" for level, size in device["caches"].items())
+    return (
+        f"{device['cpu']}, {_count(device['cores'], 'core')}, {caches or 'caches unknown'}, "
+        f"{device['memory_gib']} GiB, huge pages: {device['huge_pages']}. "
+        f"fastkd {versions['fastkd']} ({versions['fastkd_cpu_build']}),"
+    )
+
+
+def _gpu_words(results: Results) -> str:
+    device, versions = results.device, results.versions
+    peers = "".join(f"{name} {versions[name]}, " for name in PEERS if name in versions)
+    return (
+        f"{device['gpu']}, {device['multiprocessors']} multiprocessors, L2 {device['l2_mib']} MiB, "
+        f"{device['gpu_memory_gib']} GiB; {device['cpu']}, {_count(device['cores'], 'core')}. "
+        f"fastkd {versions['fastkd']} (CUDA, {versions['fastkd_cuda_archs']}), "
+        f"driver {versions['driver']}, CUDA {versions['torch_cuda']}, "
+        f"Triton {versions['triton']}, nvcc {versions['nvcc']}, {peers}".rstrip()
+    )
+
+
+def copy_words(results: Results) -> str:
+    """The rates of a copy."""
+    if results.is_gpu:
+        (rate,), add = results.copy_bandwidth.values(), results.add_bandwidth or 0.0
+        return (
+            f"torch's copy (one read, one write) moves {rate / 1e9:.0f} GB/s, "
+            f"its addition (two reads, one write) {add / 1e9:.0f} GB/s"
+        )
+    copies = "; ".join(
+        f"{rate / 1e9:.1f} GB/s on {_count(threads, 'thread')}"
+        for threads, rate in sorted(results.copy_bandwidth.items())
+    )
+    return f"a torch copy reads and writes {copies}"
+
+
 def _time_table(rows: Sequence[Row], results: Results) -> str:
     providers = _present(rows)
-    others = [name for name in providers if name != "fastkd"] if "fastkd" in providers else []
-    header = ["logits", "dtype", "threads", *providers]
-    header += [f"vs {_SHORT[name]}" for name in others]
+    others = _others(providers)
+    header = ["logits", "dtype", *([] if results.is_gpu else ["threads"]), *providers]
+    header += [f"vs {_SHORT.get(name, name)}" for name in others]
     header += ["GB/s", "of copy", "rounds"]
     body = []
     for row in rows:
-        line = [row.name + (" †" if row.is_disturbed else ""), row.dtype, str(row.threads)]
-        line += [_timespan(row.providers[name]) for name in providers]
+        line = [row.name + (" †" if row.is_disturbed else ""), row.dtype]
+        line += [] if results.is_gpu else [str(row.threads)]
+        line += [_cell(row, name, _timespan) for name in providers]
         line += [_ratio(row.ratio(name)) for name in others]
-        rate = row.bandwidth
-        if rate is None:
-            line += [NOTHING, NOTHING]
-        else:
-            line += [f"{rate / 1e9:.2f}", f"{rate / results.copy_bandwidth[row.threads]:.0%}"]
-        body.append([*line, str(row.rounds)])
+        body.append([*line, *_rate_cells(row, results), str(row.rounds)])
     note = (
         f"\n\n† not fit to be quoted: other work used more than {BUSY:.0%} of the CPUs meanwhile."
         if any(row.is_disturbed for row in rows)
@@ -89,34 +118,76 @@ def _time_table(rows: Sequence[Row], results: Results) -> str:
     return format_table(header, body, left=2) + note
 
 
-def render_summary(results: Results) -> str:
+def render_summary(results: Results, rates: bool = False) -> str:
     """The table that README shows: the most threads, medians only."""
     rows = [row for row in results.rows if row.threads == max(results.threads)]
     providers = _present(rows)
-    others = [name for name in providers if name != "fastkd"]
-    header = ["logits", "dtype", *providers, *(f"vs {_SHORT[name]}" for name in others)]
+    others = _others(providers)
+    header = ["logits", "dtype", *providers]
+    header += [f"vs {_SHORT.get(name, name)}" for name in others]
+    header += ["GB/s", "of copy"] if rates else []
     body = []
     for row in rows:
         line = [row.name + (" †" if row.is_disturbed else ""), row.dtype]
-        line += [time_text(row.providers[name].median) for name in providers]
-        body.append([*line, *(_ratio(row.ratio(name)) for name in others)])
+        line += [_cell(row, name, lambda figures: time_text(figures.median)) for name in providers]
+        line += [_ratio(row.ratio(name)) for name in others]
+        body.append([*line, *(_rate_cells(row, results) if rates else ())])
     return format_table(header, body, left=2)
+
+
+def host_words(results: Results) -> str:
+    """What short calls cost the CPU, where a GPU was measured."""
+    parts = []
+    for row in results.rows:
+        times = [
+            f"{name} {time_text(figures.host_seconds)}"
+            for name, figures in row.providers.items()
+            if figures.host_seconds is not None
+        ]
+        parts += [f"{row.name} {row.dtype}: {', '.join(times)}"] if times else []
+    return f"Time of the CPU to queue one call: {'; '.join(parts)}." if parts else ""
+
+
+def _check_words(results: Results) -> str:
+    lines = [f"* {name}: {words}" for name, words in results.checks.items()]
+    return "\n".join(["The other checks of this run:", "", *lines]) if lines else ""
+
+
+def _others(providers: Sequence[str]) -> list[str]:
+    return [name for name in providers if name != "fastkd"] if "fastkd" in providers else []
+
+
+def _cell(row: Row, provider: str, text: Callable[[Figures], str]) -> str:
+    if provider in row.providers:
+        return text(row.providers[provider])
+    return row.failures.get(provider, NOTHING)[:MOST_WORDS]
+
+
+def _rate_cells(row: Row, results: Results) -> list[str]:
+    rate = row.bandwidth
+    if rate is None:
+        return [NOTHING, NOTHING]
+    digits = 0 if results.is_gpu else 2
+    return [f"{rate / 1e9:.{digits}f}", f"{rate / results.copy_bandwidth[row.threads]:.0%}"]
 
 
 def _memory_table(rows: Sequence[Row]) -> str:
     providers = _present(rows)
     header = ["logits", "dtype", "[N, C]"]
     for what in ("memory", "loss error", "gradient error"):
-        header += [f"{what}: {_SHORT[name]}" for name in providers]
+        header += [f"{what}: {_SHORT.get(name, name)}" for name in providers]
     body, sampled = [], False
     for row in rows:
-        figures = [row.providers[name] for name in providers]
         mark = "" if row.error_shape is None else " *"
         sampled |= bool(mark)
         line = [row.name, row.dtype, byte_text(row.student_bytes)]
-        line += [f"{(each.peak_bytes or 0) / row.student_bytes:.2f}" for each in figures]
-        line += [f"{each.loss_error:.1e}{mark}" for each in figures]
-        line += [f"{each.grad_error:.1e}{mark}" for each in figures]
+        loss_mark = "" if row.threads == ON_GPU else mark  # a GPU's is summed over all rows
+        for text in (
+            lambda each, row=row: f"{(each.peak_bytes or 0) / row.student_bytes:.2f}",
+            lambda each, mark=loss_mark: f"{each.loss_error:.1e}{mark}",
+            lambda each, mark=mark: f"{each.grad_error:.1e}{mark}",
+        ):
+            line += [_cell(row, name, text) for name in providers]
         body.append(line)
     note = "\n\n\\* on fewer rows of the same length, to bound the cost of float64."
     return format_table(header, body, left=2) + (note if sampled else "")
@@ -170,7 +241,8 @@ def _timespan(figures: Figures) -> str:
 
 
 def _ratio(ratio: float | None) -> str:
-    assert ratio is not None
+    if ratio is None:
+        return NOTHING
     return f"{ratio:.3g}" if ratio >= 1 else f"**{ratio:.2f} slower**"
 
 
@@ -179,7 +251,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _present(rows: Sequence[Row]) -> list[str]:
-    return [name for name in PROVIDERS if name in rows[0].providers]
+    known = {name for row in rows for name in (*row.providers, *row.failures)}
+    return [name for name in (*PROVIDERS, *PEERS) if name in known]
 
 
 def _is_weighed(row: Row) -> bool:
@@ -193,6 +266,8 @@ def _write_csv(results: Results, path: Path) -> None:
         for row in results.rows
         for name in row.providers
     ]
+    if not records:
+        return
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(records[0]))
         writer.writeheader()
@@ -204,5 +279,6 @@ def _csv_record(row: Row, provider: str) -> dict[str, Any]:
     figures = record.pop("providers")[provider]
     for name in ("shape", "error_shape"):
         record[name] = "x".join(map(str, record[name] or ()))
-    record["options"] = json.dumps(record["options"])
+    for name in ("options", "failures"):
+        record[name] = json.dumps(record[name])
     return {**record, "provider": provider, **figures, "time_over_fastkd": row.ratio(provider)}

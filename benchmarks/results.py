@@ -2,9 +2,10 @@
 """What a run records, and nothing about how it was found."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+ON_GPU = 0  # in place of a thread count
 BUSY = 0.05  # share of the CPUs used by others from which a row's times are suspect
 
 
@@ -22,6 +23,7 @@ class Figures:
     resident_bytes: int | None = None  # growth of the process; large rows on Linux only
     loss_error: float | None = None  # relative, against float64
     grad_error: float | None = None  # maximum, relative to the largest true gradient
+    host_seconds: float | None = None  # of the CPU to queue a call; short rows on a GPU only
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Row:
     shape: tuple[int, ...]
     dim: int
     dtype: str
-    threads: int
+    threads: int  # or ON_GPU
     mapped: bool  # freed memory stays mapped: no page faults of fresh buffers
     rounds: int
     ideal_bytes: int
@@ -42,6 +44,8 @@ class Row:
     error_shape: tuple[int, ...] | None  # the errors' logits, where fewer rows than timed
     others_busy: float | None  # share of the CPUs that other processes used meanwhile; Linux
     providers: dict[str, Figures]
+    failures: dict[str, str] = field(default_factory=dict)  # provider -> why it has no figures
+    input_sets: int = 1  # used in turn, so that a cache does not hold them
 
     @property
     def name(self) -> str:
@@ -75,12 +79,20 @@ class Results:
     commit: str
     device: dict[str, Any]
     versions: dict[str, Any]
-    copy_bandwidth: dict[int, float]  # threads -> bytes read and written per second
+    copy_bandwidth: dict[int, float]  # threads or ON_GPU -> bytes read and written per second
     rows: tuple[Row, ...]
+    # Of a GPU: bytes per second of c = a + b, and how the other checks of that run ended.
+    add_bandwidth: float | None = None
+    checks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether a GPU was measured."""
+        return ON_GPU in self.copy_bandwidth
 
     @property
     def threads(self) -> tuple[int, ...]:
-        """The thread counts, fewest first."""
+        """The thread counts, fewest first; only ON_GPU for a GPU."""
         return tuple(sorted(self.copy_bandwidth))
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time of calls, taken turn by turn."""
 
+import contextlib
 import gc
 import math
 import random
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +41,43 @@ class Timing:
         return first, middle, third
 
 
-def warm_up(calls: Mapping[str, Call]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Clock:
+    """How the calls of a device are timed."""
+
+    # Seconds and page faults of some calls in a row.
+    sample: Callable[[Call, int], tuple[float, int]]
+    sample_seconds: float  # shorter calls are repeated
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Hold the garbage collector off while something is timed."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _sample(call: Call, repeats: int) -> tuple[float, int]:
+    with no_garbage_collection():
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        elapsed = time.perf_counter() - begin
+        return elapsed, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+
+
+CPU_CLOCK = Clock(_sample, SAMPLE_SECONDS)
+
+
+def warm_up(calls: Mapping[str, Call], clock: Clock = CPU_CLOCK) -> dict[str, float]:
     """Run each call for a while: compiles, fills caches; the seconds of its fastest run."""
-    return {name: _warm_up(call) for name, call in calls.items()}
+    return {name: _warm_up(call, clock) for name, call in calls.items()}
 
 
 def interleave(
@@ -50,12 +85,13 @@ def interleave(
     costs: Mapping[str, float],
     rounds: int,
     progress: Callable[[str], None] | None = None,
+    clock: Clock = CPU_CLOCK,
 ) -> dict[str, Timing]:
     """Time every call once a round, in an order shuffled anew each round.
 
     A first round is not counted: in it the calls get used to each other's leavings in the heap.
     """
-    repeats = {name: max(1, math.ceil(SAMPLE_SECONDS / costs[name])) for name in calls}
+    repeats = {name: max(1, math.ceil(clock.sample_seconds / costs[name])) for name in calls}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     faults = dict.fromkeys(calls, 0)
     order = list(calls)
@@ -67,7 +103,7 @@ def interleave(
         for name in order:
             if costs[name] < LEAD_IN_SECONDS:
                 calls[name]()
-            elapsed, faulted = _sample(calls[name], repeats[name])
+            elapsed, faulted = clock.sample(calls[name], repeats[name])
             if turn == 0:
                 continue
             seconds[name].append(elapsed / repeats[name])
@@ -92,25 +128,9 @@ def copy_bandwidth(rounds: int = 15) -> float:
     return 2 * COPY_BYTES / timing.quartiles()[1]
 
 
-def _warm_up(call: Call) -> float:
+def _warm_up(call: Call, clock: Clock) -> float:
     call()
     fastest, begin = math.inf, time.perf_counter()
     while fastest == math.inf or time.perf_counter() - begin < WARM_UP_SECONDS:
-        fastest = min(fastest, _sample(call, 1)[0])
+        fastest = min(fastest, clock.sample(call, 1)[0])
     return fastest
-
-
-def _sample(call: Call, repeats: int) -> tuple[float, int]:
-    """Seconds and page faults of some calls in a row, with the garbage collector held off."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        elapsed = time.perf_counter() - begin
-        return elapsed, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    finally:
-        if collecting:
-            gc.enable()

@@ -10,11 +10,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "backends/backend.h"
 #include "core/logit_layout.h"
-#include "cpu/parallel.h"
 #include "kernels.h"
-
-namespace py = pybind11;
 
 namespace fastkd {
 namespace {
@@ -68,17 +66,27 @@ void check_same_rows(const TensorRef& a, const TensorRef& b, int dim, bool same_
   if (!same) reject("shapes differ");
 }
 
-void raise_on_failure(const Outcome& outcome) {
+// Whether the kernel took the layout.
+bool settle(const Outcome& outcome) {
   switch (outcome.status) {
     case Status::kOk:
-      return;
+      return true;
+    case Status::kUnsupportedLayout:
+      return false;
     case Status::kTargetOutOfRange:
       throw py::index_error(std::to_string(outcome.row));  // fastkd/_native.py words it
     case Status::kOutOfMemory:
       throw std::bad_alloc();
     case Status::kThreadPoolFailed:
       throw std::runtime_error("fastkd: torch's thread pool reported a failure");
+    case Status::kLaunchFailed:
+      throw std::runtime_error(std::string("fastkd: CUDA refused ") + outcome.kernel + ": " +
+                               outcome.reason +
+                               ". An earlier CUDA call of the program may have failed: "
+                               "CUDA_LAUNCH_BLOCKING=1 shows which. fastkd.reference has the same "
+                               "losses in plain PyTorch");
   }
+  return false;
 }
 
 // Whether the kernels read these strides in place; otherwise the caller copies to contiguous rows.
@@ -89,9 +97,10 @@ LogitLayout layout_of(const TensorRef& student, const TensorRef& teacher, const 
 }
 
 bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, int64_t dim,
-                  int64_t batch_size, double num_items, const py::object& student_logits,
-                  const py::object& teacher_logits, int64_t target, int64_t sample_weight,
-                  int64_t loss, int64_t unscale, const py::object& grad_student) {
+                  int64_t batch_size, double num_items, int64_t num_items_on_device,
+                  const py::object& student_logits, const py::object& teacher_logits,
+                  int64_t target, int64_t sample_weight, int64_t loss, int64_t unscale,
+                  const py::object& grad_student, int64_t workspace, int device, int64_t stream) {
   const TensorRef student = read_tensor(student_logits);
   const TensorRef teacher = read_tensor(teacher_logits);
   const TensorRef grad = read_tensor(grad_student);
@@ -117,20 +126,24 @@ bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, i
   args.sample_weight = reinterpret_cast<const float*>(sample_weight);
   args.loss = reinterpret_cast<float*>(loss);
   args.unscale = reinterpret_cast<float*>(unscale);
+  args.workspace = reinterpret_cast<void*>(workspace);
+  args.queue = {device, reinterpret_cast<void*>(stream)};
+  if (workspace == 0 && workspace_bytes(args.rows()) != 0) reject("no workspace");
   RowOptions rows = row_options;
   rows.num_items = num_items;
+  rows.num_items_on_device = reinterpret_cast<const double*>(num_items_on_device);
   rows.batch_size = batch_size;
   Outcome outcome;
   {
     const py::gil_scoped_release release;
     outcome = kd_loss(args, rows, options);
   }
-  raise_on_failure(outcome);
-  return true;
+  return settle(outcome);
 }
 
 bool scale_gradient_call(int64_t dim, const py::object& grad_object, const py::object& out_object,
-                         int64_t grad_loss, bool per_row, int64_t unscale) {
+                         int64_t grad_loss, bool per_row, int64_t unscale, int device,
+                         int64_t stream) {
   const TensorRef grad = read_tensor(grad_object);
   const TensorRef out = read_tensor(out_object);
   if (dim < 0 || dim >= grad.rank) reject("dim is out of range");
@@ -146,13 +159,13 @@ bool scale_gradient_call(int64_t dim, const py::object& grad_object, const py::o
   args.grad_loss = reinterpret_cast<const float*>(grad_loss);
   args.per_row = per_row;
   args.unscale = reinterpret_cast<const float*>(unscale);
+  args.queue = {device, reinterpret_cast<void*>(stream)};
   Outcome outcome;
   {
     const py::gil_scoped_release release;
     outcome = scale_gradient(args);
   }
-  raise_on_failure(outcome);
-  return true;
+  return settle(outcome);
 }
 
 }  // namespace
@@ -178,9 +191,8 @@ PYBIND11_MODULE(FASTKD_MODULE, m) {
            py::arg("reduction"), py::arg("ignore_index"));
   m.def("kd_loss", &kd_loss_call);
   m.def("scale_gradient", &scale_gradient_call);
-  m.def("set_parallel_for", [](int64_t address) {
-    cpu::set_parallel_for(reinterpret_cast<cpu::ParallelFor>(address));
-  });
+  m.def("workspace_bytes", &workspace_bytes);
+  bind_backend(m);
 }
 
 }  // namespace fastkd

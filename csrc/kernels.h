@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel of a backend, declared once. A backend is a build of these functions: csrc/cpu is
-// compiled for three instruction sets; Python picks the module (fastkd/_native.py).
+// compiled for three instruction sets, csrc/cuda by nvcc for GPUs and by g++ for the emulator;
+// Python picks the module (fastkd/_native.py).
 //
-// A kernel checks what it must read to know (target), writes its outputs, and reports; it never
-// throws and never touches Python.
+// A kernel checks what it must read to know (on the CPU: the target), writes its outputs, and
+// reports; it never throws and never touches Python. On a GPU it has only been launched when the
+// function returns.
 #pragma once
 
 #include "core/logit_args.h"
@@ -11,12 +13,24 @@
 
 namespace fastkd {
 
-enum class Status { kOk, kTargetOutOfRange, kOutOfMemory, kThreadPoolFailed };
+enum class Status {
+  kOk,
+  kUnsupportedLayout,  // copy the logits to contiguous rows and call again
+  kTargetOutOfRange,
+  kOutOfMemory,
+  kThreadPoolFailed,
+  kLaunchFailed,
+};
 
 struct Outcome {
   Status status = Status::kOk;
-  int64_t row = -1;  // of kTargetOutOfRange
+  int64_t row = -1;              // of kTargetOutOfRange
+  const char* kernel = nullptr;  // of kLaunchFailed, and CUDA's word for it
+  const char* reason = nullptr;
 };
+
+// Scratch that the caller brings for a call over this many rows; 0 where none is needed.
+int64_t workspace_bytes(int64_t rows);
 
 // KL divergence at a temperature, cross-entropy, and the gradient, in one pass over the logits.
 Outcome kd_loss(const LogitArgs& args, const RowOptions& rows, const KdLossOptions& options);
@@ -31,6 +45,7 @@ struct ScaleArgs {
   const float* grad_loss = nullptr;  // [1] or [rows]
   bool per_row = false;
   const float* unscale = nullptr;  // [1], or nullptr: 1
+  Queue queue;
 };
 Outcome scale_gradient(const ScaleArgs& args);
 

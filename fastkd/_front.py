@@ -1,37 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gate: which of three ways a call takes. Nothing below it checks what a tensor is.
 
-eager      plain CPU tensors outside any transform: addresses go to the kernel
+eager      plain CPU or CUDA tensors outside any transform: addresses go to the kernel
 compiled   torch.compile and torch.export: ops registered with torch.library
 reference  all the rest (vmap, func.grad, subclasses, modes, float64, other devices): always
            right, never fast
 """
 
+import functools
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastkd import _native
+from fastkd import _backends, _native
 from fastkd._options import KDLossInputs
 
 Path = Literal["eager", "compiled", "reference"]
 
 
-def _plain_key_sets() -> frozenset[int]:
-    """Dispatch keys of CPU tensors that are nothing but memory, as raw bits.
+def _plain_key_sets(device: str) -> frozenset[int]:
+    """Dispatch keys of tensors of a device that are nothing but memory, as raw bits.
 
     One comparison then excludes functorch wrappers, meta, fake, sparse, quantized and zero tensors,
     and lazy conjugates and negations: whatever would not be at its address.
     """
-    ordinary = torch.empty(0)
+    ordinary = torch.empty(0, device=device)
     with torch.inference_mode():
-        inference = torch.empty(0)
+        inference = torch.empty(0, device=device)
     return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in (ordinary, inference))
 
 
-_PLAIN_KEYS = _plain_key_sets()
+_plain_keys = set(_plain_key_sets("cpu"))  # and CUDA's, once there is a CUDA tensor
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
@@ -39,14 +40,26 @@ def choose_path(inputs: KDLossInputs) -> Path:
     """The way of a call with these checked arguments."""
     student, teacher, target, sample_weight, _ = inputs
     if torch.compiler.is_compiling():
-        served = _has_kernel(student, teacher) and student.device.type == "cpu"
-        return "compiled" if served and _native.backend().module else "reference"
-    if in_transform() or not (_has_kernel(student, teacher) and is_plain(student)):
+        served = _has_kernel(student, teacher) and student.device.type in ("cpu", "cuda")
+        return "compiled" if served and _is_served(student.get_device()) else "reference"
+    if in_transform() or not _has_kernel(student, teacher):
         return "reference"
-    for tensor in (teacher, target, sample_weight):
+    if type(student) in _PLAIN_TYPES and student.is_cuda:
+        _plain_keys.update(_cuda_key_sets())
+    for tensor in (student, teacher, target, sample_weight):
         if tensor is not None and not is_plain(tensor):
             return "reference"
-    return "reference" if _native.cpu_module() is None else "eager"
+    return "reference" if _backends.module_for(student.get_device()) is None else "eager"
+
+
+@functools.cache
+def _cuda_key_sets() -> frozenset[int]:
+    return _plain_key_sets("cuda")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_served(device: int) -> bool:
+    return _backends.module_for(device) is not None
 
 
 def is_ordinary_call(inputs: KDLossInputs, dim: int) -> bool:
@@ -62,12 +75,17 @@ def is_ordinary_call(inputs: KDLossInputs, dim: int) -> bool:
     if torch.compiler.is_compiling() or in_transform():
         return False
     plain = is_plain(student) and is_plain(teacher) and (target is None or is_plain(target))
-    if not plain or not _has_kernel(student, teacher) or _native.backend().module is None:
+    if not plain or not _has_kernel(student, teacher):
+        return False
+    device = student.get_device()
+    if teacher.get_device() != device or _backends.ready_module(device) is None:
         return False
     shape = student.shape
     if not shape or shape[-1] == 0 or dim not in (-1, len(shape) - 1) or teacher.shape != shape:
         return False
-    return target is None or (target.dtype == torch.int64 and target.shape == shape[:-1])
+    return target is None or (
+        target.dtype == torch.int64 and target.shape == shape[:-1] and target.get_device() == device
+    )
 
 
 def _has_kernel(student: Tensor, teacher: Tensor) -> bool:
@@ -75,9 +93,9 @@ def _has_kernel(student: Tensor, teacher: Tensor) -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether the tensor is ordinary CPU memory, and of torch's own types."""
+    """Whether the tensor is ordinary CPU or CUDA memory, and of torch's own types."""
     return type(tensor) in _PLAIN_TYPES and (
-        torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN_KEYS
+        torch._C._dispatch_keys(tensor).raw_repr() in _plain_keys
     )
 
 

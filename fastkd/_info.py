@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastkd import _native
+from fastkd import _backends
 from fastkd._version import __version__
 
 
@@ -17,22 +17,32 @@ def info() -> dict[str, Any]:
         torch: its version.
         cpu: the build that serves CPU tensors ("avx512", "avx2", "base"), or None: the reference.
         cpu_capabilities: the builds this CPU could run, best first.
-        failures: why a build did not load, by name.
         threads: "torch" (its own pool) or "serial" (torch < 2.10).
-        cuda: None: this version has no CUDA kernels, CUDA tensors take the reference.
+        cuda: the chips that the CUDA module has code for ("75;80;90+PTX"), or None: CUDA tensors
+            take the reference.
+        failures: why a module does not load or can't serve a GPU, by name ("avx2", "cuda",
+            "cuda:0").
 
     Example:
         >>> import fastkd
         >>> sorted(fastkd.info())
         ['cpu', 'cpu_capabilities', 'cuda', 'failures', 'threads', 'torch', 'version']
     """
-    backend = _native.backend()
+    backend = _backends.cpu_backend()
+    archs, why = _backends.cuda_archs()
+    failures = dict(backend.failures)
+    if archs is None:
+        failures["cuda"] = why
+    elif torch.cuda.is_available():
+        for device in range(torch.cuda.device_count()):
+            if _backends.loaded_module(device) is None:
+                failures[f"cuda:{device}"] = _backends.failure(device)
     return {
         "version": __version__,
         "torch": torch.__version__,
         "cpu": backend.capability,
-        "cpu_capabilities": _native.cpu_capabilities(),
-        "failures": dict(backend.failures),
+        "cpu_capabilities": _backends.cpu_capabilities(),
         "threads": backend.threads,
-        "cuda": None,
+        "cuda": archs,
+        "failures": failures,
     }

@@ -50,14 +50,19 @@ class Inputs:
 
     def to(self, dtype: torch.dtype) -> "Inputs":
         """The same values, floating tensors in another dtype: float64 makes the oracle's inputs."""
+        return self._map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
-        def convert(value: Any) -> Any:
-            floating = isinstance(value, Tensor) and value.is_floating_point()
-            return value.to(dtype) if floating else value
+    def on(self, device: torch.device | str) -> "Inputs":
+        """The same values in the memory of a device."""
+        return self._map(lambda tensor: tensor.to(device))
 
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         return Inputs(
-            tuple(convert(t) for t in self.tensors),
-            {name: convert(value) for name, value in self.keywords.items()},
+            tuple(change(t) for t in self.tensors),
+            {
+                name: change(value) if isinstance(value, Tensor) else value
+                for name, value in self.keywords.items()
+            },
         )
 
 
@@ -80,6 +85,7 @@ class LossCase:
     # As people write it today, for benchmarks: the same arguments and options, eager PyTorch.
     eager: Callable[..., Tensor] | None = None
     bench_rows: tuple[BenchRow, ...] = ()
+    gpu_bench_rows: tuple[BenchRow, ...] = ()
     # Bytes that any implementation must move for these inputs: each logit read, gradient written.
     ideal_bytes: Callable[[Inputs], int] | None = None
 
@@ -108,24 +114,27 @@ def make_logits(
     weighted: bool = False,
     ignored: bool = False,
     scale: float = 3.0,
+    device: torch.device | str = "cpu",
 ) -> Inputs:
     """Random logits with a spread of `scale`, targets, and per-row weights if asked for."""
-    generator = torch.Generator().manual_seed(seed)
+    place: dict[str, Any] = {
+        "generator": torch.Generator(device).manual_seed(seed),
+        "device": device,
+    }
 
-    def normal(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=generator)
+    def normal(dtype: torch.dtype) -> Tensor:
+        return torch.randn(geometry.shape, **place).mul_(scale).to(dtype)
 
-    student = (scale * normal(geometry.shape)).to(student_dtype)
-    teacher = (scale * normal(geometry.shape)).to(teacher_dtype or student_dtype)
+    student, teacher = normal(student_dtype), normal(teacher_dtype or student_dtype)
     keywords: dict[str, Any] = {"dim": geometry.dim}
     if hard:
-        target = torch.randint(0, geometry.classes, geometry.rows, generator=generator)
+        target = torch.randint(0, geometry.classes, geometry.rows, **place)
         if ignored:
-            target[torch.rand(geometry.rows, generator=generator) < 0.3] = -100
+            target[torch.rand(geometry.rows, **place) < 0.3] = -100
         keywords["target"] = target
     if weighted:
-        weight = torch.rand(geometry.rows, generator=generator)
-        weight[torch.rand(geometry.rows, generator=generator) < 0.2] = 0
+        weight = torch.rand(geometry.rows, **place)
+        weight[torch.rand(geometry.rows, **place) < 0.2] = 0
         keywords["sample_weight"] = weight
     return Inputs((student, teacher), keywords)
 
@@ -188,6 +197,25 @@ _KD_BENCH_ROWS = tuple(
     )
     for dtype in dtypes
 )
+# In the order of what matters most, for a run that is short of time.
+_KD_GPU_BENCH_ROWS = tuple(
+    BenchRow(Geometry(shape, dim), dtype)
+    for dtype in (_BF16, _FP32)
+    for shape, dim in (
+        ((8, 10), -1),
+        ((1 << 20, 10), -1),
+        ((65536, 100), -1),
+        ((65536, 1000), -1),
+        ((16384, 4096), -1),
+        ((16384, 8192), -1),
+        ((8192, 32000), -1),
+        ((4096, 50257), -1),
+        ((4096, 128256), -1),
+        ((2048, 262144), -1),
+        ((64, 19, 256, 256), 1),
+        ((16, 150, 128, 128), 1),
+    )
+)
 
 KD_LOSS = LossCase(
     "kd_loss",
@@ -196,6 +224,7 @@ KD_LOSS = LossCase(
     make_logits,
     eager_kd_loss,
     _KD_BENCH_ROWS,
+    _KD_GPU_BENCH_ROWS,
     kd_ideal_bytes,
 )
 

@@ -1,22 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backend fixture: every build of the kernels that this CPU can run."""
 
+import contextlib
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # cases.py and tolerance.py, for all test files
 
-from fastkd import _native
+from fastkd import _backends, _native
+
+# The CUDA kernels' own source on the CPU: a chip with clusters and one without, each in another
+# order of threads. test_cuda_kernels.py runs every kernel in every order.
+EMULATED = {
+    "cuda_emulated-sm90": {"capability": 90, "order": "greedy", "lazy_copies": True},
+    "cuda_emulated-sm75": {"capability": 75, "order": "reversed"},
+}
+# A wheel has no emulator, so tests of an installed one do without.
+EMULATOR_RUNS_HERE = (sys.platform, platform.machine()) == ("linux", "x86_64") and (
+    Path(__file__).parents[1] / "csrc"
+).is_dir()
 
 
-@pytest.fixture(params=_native.cpu_capabilities())
+@contextlib.contextmanager
+def emulated_cuda(**simulated: Any) -> Iterator[Any]:
+    """Serve CPU tensors with the CUDA kernels on the emulator; gives its module."""
+    with _backends.use_on_cpu("cuda_emulated"):
+        module: Any = _backends.module_for(_backends.CPU)
+        module.simulate(**simulated)
+        module.launched()
+        yield module
+
+
+@pytest.fixture(params=[*_backends.cpu_capabilities(), *(EMULATED if EMULATOR_RUNS_HERE else ())])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Serve CPU tensors with one build. A build that is missing is an error, not a skip."""
-    with _native.use_cpu_capability(request.param):
+    name = request.param
+    serving = emulated_cuda(**EMULATED[name]) if name in EMULATED else _backends.use_on_cpu(name)
+    with serving:
+        yield name
+
+
+@pytest.fixture(params=_backends.cpu_capabilities())
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Serve CPU tensors with one of the CPU's own builds, for what CUDA does in another way."""
+    with _backends.use_on_cpu(request.param):
         yield request.param
 
 

@@ -120,7 +120,7 @@ def test_the_module_checks_its_options_when_made(option: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernel", "reference"])
 @pytest.mark.parametrize("bad", [5, -1, -101, 2**40, -(2**62)])
 def test_a_target_out_of_range_is_named_with_its_place(
-    backend: str, dtype: torch.dtype, bad: int
+    cpu_backend: str, dtype: torch.dtype, bad: int
 ) -> None:
     student = torch.randn(2, 3, 5, dtype=dtype, requires_grad=True)
     target = torch.tensor([[0, 4, -100], [1, bad, 3]])
@@ -133,7 +133,7 @@ def test_a_target_out_of_range_is_named_with_its_place(
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_the_target_is_checked_whatever_alpha(backend: str, alpha: float) -> None:
+def test_the_target_is_checked_whatever_alpha(cpu_backend: str, alpha: float) -> None:
     with pytest.raises(IndexError, match="got 9"):
         fastkd.kd_loss(S[:, :5], T[:, :5], torch.full((8,), 9), alpha=alpha)
 
@@ -164,12 +164,12 @@ def test_the_registered_op_checks_what_it_is_given() -> None:
 def test_without_a_kernel_the_reference_serves_after_one_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from fastkd import _native
+    from fastkd import _backends
 
     monkeypatch.delenv("FASTKD_REQUIRE_NATIVE", raising=False)
     student = torch.randn(4, 9)
     expected = fastkd.kd_loss(student, student.roll(1))
-    with _native.use_cpu_capability(None):
+    with _backends.use_on_cpu(None):
         assert fastkd.info()["cpu"] is None
         with pytest.warns(RuntimeWarning, match="no native CPU module .*reference serves"):
             loss = fastkd.kd_loss(student, student.roll(1))
@@ -181,12 +181,12 @@ def test_without_a_kernel_the_reference_serves_after_one_warning(
 
 
 def test_a_build_that_is_not_there_is_an_error() -> None:
-    from fastkd import _native
+    from fastkd import _backends
 
     before = fastkd.info()
     with (
         pytest.raises(RuntimeError, match="the sse9 build does not load"),
-        _native.use_cpu_capability("sse9"),
+        _backends.use_on_cpu("sse9"),
     ):
         pass
     assert fastkd.info() == before

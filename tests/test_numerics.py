@@ -238,7 +238,7 @@ def test_common_vocab(
     assert relative_error(grad, truth.grad) < 1e-6
 
 
-def test_more_than_two_to_the_31_logits(backend: str) -> None:
+def test_more_than_two_to_the_31_logits(cpu_backend: str) -> None:
     # An expanded teacher and a student without a gradient: 2.1e9 logits that take no memory.
     rows, classes = 2**21 + 3, 1024
     row = torch.randn(classes)
@@ -248,3 +248,21 @@ def test_more_than_two_to_the_31_logits(backend: str) -> None:
     assert rows * classes > 2**31
     assert loss.shape == (rows,)
     assert loss[[0, rows // 2, rows - 1]].equal(expected.expand(3))
+
+
+@pytest.mark.parametrize("as_map", [False, True], ids=["rows", "maps"])
+def test_offsets_beyond_two_to_the_31(backend: str, as_map: bool) -> None:
+    # Storage that is never touched takes no memory: three rows (or maps) 2^30 elements apart.
+    far = 2**30
+    shape, strides = ((3, 21, 40), (far, 40, 1)) if as_map else ((3, 40), (far, 1))
+    student = torch.empty(2 * far + 21 * 40, dtype=torch.bfloat16).as_strided(shape, strides)
+    student.copy_(torch.randn(shape))
+    near = student.clone().requires_grad_()
+    teacher = torch.randn(shape)
+    student.requires_grad_()
+    for logits in (student, near):
+        fastkd.kd_loss(logits, teacher, dim=1).backward()
+    assert student.grad is not None
+    assert near.grad is not None
+    assert student.grad.equal(near.grad)
+    assert near.grad.abs().max() > 0

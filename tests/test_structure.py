@@ -16,7 +16,7 @@ from fastkd import functional
 ROOT = Path(__file__).parents[1]
 LOSSES = functional.__all__
 PLACES = ("fastkd/losses/{}.py", "fastkd/ops/{}.py", "fastkd/reference/{}.py")
-CORE_PLACES = ("csrc/losses/{}.h", "csrc/cpu/{}.cpp")
+CORE_PLACES = ("csrc/losses/{}.h", "csrc/cpu/{}.cpp", "csrc/cuda/{}.cu")
 TORCH_INCLUDE = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|caffe2)/')
 
 pytestmark = pytest.mark.skipif(
@@ -57,9 +57,10 @@ def test_addresses_are_taken_in_one_file_only() -> None:
 
 
 def test_sources_name_their_licence() -> None:
-    folders = ("fastkd", "csrc", "tests", "benchmarks", "examples")
+    folders = ("fastkd", "csrc", "tests", "benchmarks", "examples", "build_tools")
     sources = files(
-        "*.py", *(f"{folder}/**/*.{kind}" for folder in folders for kind in ("py", "h", "cpp"))
+        "*.py",
+        *(f"{folder}/**/*.{kind}" for folder in folders for kind in ("py", "h", "cpp", "cu")),
     )
     unmarked = [
         str(path.relative_to(ROOT))

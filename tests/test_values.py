@@ -24,7 +24,7 @@ def value_and_grad(
     loss = case.run_reference(inputs) if reference else case.run(inputs)
     repeats = -(-max(loss.numel(), 1) // len(factors))
     grad_loss = torch.tensor(factors * repeats)[: loss.numel()].reshape(loss.shape)
-    loss.backward(grad_loss.to(loss.dtype))
+    loss.backward(grad_loss.to(loss))
     assert first.grad is not None
     return loss.detach(), first.grad
 

@@ -19,19 +19,21 @@ struct Float16 {
   uint16_t bits;
 };
 
-inline int64_t element_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+FASTKD_HOST_DEVICE int64_t element_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 template <class To, class From>
-inline To bit_cast(From from) {
+FASTKD_HOST_DEVICE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
   To to;
   memcpy(&to, &from, sizeof(to));
   return to;
 }
 
-inline float to_float(float x) { return x; }
-inline float to_float(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
-inline float to_float(Float16 x) {
+FASTKD_HOST_DEVICE float to_float(float x) { return x; }
+FASTKD_HOST_DEVICE float to_float(BFloat16 x) {
+  return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+}
+FASTKD_HOST_DEVICE float to_float(Float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | (magnitude << 13));
@@ -43,23 +45,23 @@ inline float to_float(Float16 x) {
 }
 
 template <class T>
-T from_float(float x);
+FASTKD_HOST_DEVICE T from_float(float x);
 
 template <>
-inline float from_float<float>(float x) {
+FASTKD_HOST_DEVICE float from_float<float>(float x) {
   return x;
 }
 
 // Round to nearest even; NaN stays NaN.
 template <>
-inline BFloat16 from_float<BFloat16>(float x) {
+FASTKD_HOST_DEVICE BFloat16 from_float<BFloat16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   if (x != x) return {static_cast<uint16_t>((bits >> 16) | 0x0040u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
 template <>
-inline Float16 from_float<Float16>(float x) {
+FASTKD_HOST_DEVICE Float16 from_float<Float16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;

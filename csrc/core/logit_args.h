@@ -17,7 +17,7 @@ struct LogitView {
   int64_t stride_inner = 0;
 
   template <class T>
-  T* at(int64_t outer, int64_t inner) const {
+  FASTKD_HOST_DEVICE T* at(int64_t outer, int64_t inner) const {
     return static_cast<T*>(data) + outer * stride_outer + inner * stride_inner;
   }
 };
@@ -30,6 +30,13 @@ struct RowOptions {
   int64_t ignore_index = -100;
   int64_t batch_size = 1;   // denominator of kBatchMean
   double num_items = -1.0;  // >= 0 replaces the denominator of kMean and kBatchMean
+  const double* num_items_on_device = nullptr;  // [1], read by the kernels in place of num_items
+};
+
+// Where a CUDA backend launches; the CPU backends run on the caller's thread and torch's pool.
+struct Queue {
+  int device = 0;
+  void* stream = nullptr;
 };
 
 // rows = outer * inner, row = outer_index * inner + inner_index.
@@ -43,8 +50,10 @@ struct LogitArgs {
   const float* sample_weight = nullptr;  // [rows], or nullptr: every row weighs 1
   float* loss = nullptr;                 // [rows] for kNone, else [1]
   float* unscale = nullptr;              // [1]: stored gradient * unscale = gradient of the loss
+  void* workspace = nullptr;             // workspace_bytes(rows) bytes, 16-byte aligned
+  Queue queue;
 
-  int64_t rows() const { return outer * inner; }
+  FASTKD_HOST_DEVICE int64_t rows() const { return outer * inner; }
 };
 
 }  // namespace fastkd

@@ -14,7 +14,14 @@ FASTKD_HOST_DEVICE float fma(float a, float b, float c) {
 #endif
 }
 FASTKD_HOST_DEVICE float log(float x) { return ::logf(x); }
-FASTKD_HOST_DEVICE float max(float a, float b) { return a > b ? a : b; }
+// NaN loses, as long as it is the first.
+FASTKD_HOST_DEVICE float max(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return ::fmaxf(a, b);  // one instruction
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // 2^x for x <= 0, up to the rounding of the product that made x.
 FASTKD_HOST_DEVICE float exp2_nonpositive(float x) { return ::exp2f(x); }
@@ -27,8 +34,12 @@ FASTKD_HOST_DEVICE float zero_where_zero(float condition, float x) {
 // Negative values become 0; NaN stays.
 FASTKD_HOST_DEVICE float clamp_below_zero(float x) { return x < 0.0f ? 0.0f : x; }
 
-// Which lanes take part: all of them.
+// Which lanes hold a class of the row: all of them, or (one float) this one.
 struct AllLanes {};
 FASTKD_HOST_DEVICE float keep(AllLanes, float x) { return x; }
+struct ThisLane {
+  bool active;
+};
+FASTKD_HOST_DEVICE float keep(ThisLane lane, float x) { return lane.active ? x : 0.0f; }
 
 }  // namespace fastkd

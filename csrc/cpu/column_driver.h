@@ -117,6 +117,7 @@ class ColumnDriver {
   // Statistics, losses and gradient scales of sixteen pixels; exponentials replace the logits.
   void sum(const Tile& tile, int v, Lanes& lanes, ClassPrefetch ahead) const {
     const auto params = call_.params;
+    const bool logits = Loss::wants_logits(params);
     const Vec label_logit = label_logits(tile, v, lanes);
     float* const student = tile.plane[0] + v * kLanes;
     float* const teacher = tile.plane[1] + v * kLanes;
@@ -128,8 +129,9 @@ class ColumnDriver {
       const int64_t block_end = block + kSumBlock * step < end ? block + kSumBlock * step : end;
       for (int64_t at = block; at < block_end; at += step) {
         ahead.next_class();
-        const Exps exps =
-            Loss::update(params, part, load(student + at), load(teacher + at), AllLanes{});
+        const Vec s = load(student + at);
+        const Exps exps = Loss::update(params, part, s, load(teacher + at));
+        if (logits) Loss::add_logit(part, s, AllLanes{});
         exps.value[0].store(student + at);
         exps.value[1].store(teacher + at);
         if constexpr (Loss::kExps == 3) exps.value[2].store(third + at);

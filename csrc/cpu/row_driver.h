@@ -200,13 +200,20 @@ class RowDriver {
         [&](int64_t i) {
           student.prefetch(i);
           teacher.prefetch(i);
-          keep_exps(i, Loss::update(params, state, load(s + i), load(t + i), AllLanes{}));
+          keep_exps(i, Loss::update(params, state, load(s + i), load(t + i)));
         },
         [&](int64_t i, int n) {
           keep_exps(i, Loss::update(params, state, load_first(s + i, n, -INFINITY),
-                                    load_first(t + i, n, -INFINITY), FirstLanes{n}));
+                                    load_first(t + i, n, -INFINITY)));
         });
-    return Loss::across(state, student.maximum, teacher.maximum, sum_lanes);
+    if (Loss::wants_logits(params)) {
+      for_vectors(
+          count, [&](int64_t i) { Loss::add_logit(state, load(s + i), AllLanes{}); },
+          [&](int64_t i, int n) {
+            Loss::add_logit(state, load_first(s + i, n, -INFINITY), FirstLanes{n});
+          });
+    }
+    return Loss::across(params, state, student.maximum, teacher.maximum, sum_lanes);
   }
 
   // The student's classes beyond the teacher's.

@@ -85,18 +85,6 @@ RowCensus take_census(const LogitArgs& args, const RowWeights& weights) {
   return total;
 }
 
-double inverse_denominator(const RowOptions& rows, double total_weight) {
-  double denominator = 1.0;
-  if (rows.num_items >= 0.0) {
-    denominator = rows.num_items;
-  } else if (rows.reduction == Reduction::kMean) {
-    denominator = total_weight;
-  } else if (rows.reduction == Reduction::kBatchMean) {
-    denominator = static_cast<double>(rows.batch_size);
-  }
-  return denominator == 0.0 ? 0.0 : 1.0 / denominator;
-}
-
 double ordered_sum(const float* values, int64_t count) {
   double lanes[8] = {};
   int64_t i = 0;

@@ -17,16 +17,6 @@ constexpr int64_t kStreamingBytes = int64_t{16} << 20;
 // (AVX-512, one thread); they break even at about 40 classes, for 8 rows at 24.
 constexpr int64_t kShortRow = 24;
 
-// A power of two that lifts a float16 gradient out of the subnormals: |gradient| <= bound < 2^13
-// after it. scale_gradient takes it back when grad_loss (often a loss scale of 2^16) is known.
-inline float float16_prescale(double bound) {
-  if (!(bound > 0.0) || bound > 1e30) return 1.0f;
-  int exponent = 0;
-  frexp(bound, &exponent);  // bound < 2^exponent
-  const int shift = 13 - exponent;
-  return ldexpf(1.0f, shift < -60 ? -60 : shift > 60 ? 60 : shift);
-}
-
 template <class Loss>
 Outcome run_softmax(const LogitArgs& args, const RowOptions& rows,
                     const typename Loss::Params& params) {

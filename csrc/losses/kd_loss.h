@@ -45,7 +45,7 @@ struct KdLoss {
   };
 
   // Largest |dloss/ds| of a row that weighs 1: every difference of probabilities is within 1.
-  static double grad_bound(const Params& p) {
+  static FASTKD_HOST_DEVICE double grad_bound(const Params& p) {
     return static_cast<double>(p.soft_weight) * p.inverse_t + static_cast<double>(p.hard_weight);
   }
 
@@ -73,15 +73,13 @@ struct KdLoss {
     return {max_student, max_teacher, zero, zero, zero, zero, zero};
   }
 
-  // The lanes of `active` take part; a tail passes a mask, everything else AllLanes.
-  template <class V, class Lanes>
-  static FASTKD_HOST_DEVICE Exps<V> update(const Params& p, State<V>& state, V s, V t,
-                                           Lanes active) {
-    const V zero(0.0f);
+  // Takes a class in. Where there is none, s = t = -inf adds nothing.
+  template <class V>
+  static FASTKD_HOST_DEVICE Exps<V> update(const Params& p, State<V>& state, V s, V t) {
     const V shifted_s = s - state.max_student;
     const V shifted_t = t - state.max_teacher;
-    const V e_s = keep(active, exp2_nonpositive(shifted_s * V(p.exp2_scale)));
-    const V e_t = keep(active, exp2_nonpositive(shifted_t * V(p.exp2_scale)));
+    const V e_s = exp2_nonpositive(shifted_s * V(p.exp2_scale));
+    const V e_t = exp2_nonpositive(shifted_t * V(p.exp2_scale));
     state.sum_student = state.sum_student + e_s;
     state.sum_teacher = state.sum_teacher + e_t;
     // p = 0 adds 0 whatever q is: (-inf) - (-inf) must not reach the sum.
@@ -90,12 +88,21 @@ struct KdLoss {
     exps.value[0] = e_s;
     exps.value[1] = e_t;
     if constexpr (kHard) {
-      const V e_1 = keep(active, hard_exp(e_s, shifted_s));
+      const V e_1 = hard_exp(e_s, shifted_s);
       state.sum_hard = state.sum_hard + e_1;
-      state.sum_logit = state.sum_logit + keep(active, shifted_s);
       if constexpr (kExps == 3) exps.value[2] = e_1;
     }
     return exps;
+  }
+
+  // Only label smoothing needs the sum of the logits, and it costs as much as a sum of
+  // exponentials: then every class goes through add_logit too, or only the lanes of `active` do.
+  static FASTKD_HOST_DEVICE bool wants_logits(const Params& p) {
+    return kHard && p.label_smoothing != 0.0f;
+  }
+  template <class V, class Lanes>
+  static FASTKD_HOST_DEVICE void add_logit(State<V>& state, V s, Lanes active) {
+    state.sum_logit = state.sum_logit + keep(active, s - state.max_student);
   }
 
   // `classes_a`, `classes_b`: how many classes each state has summed over (per lane).
@@ -105,6 +112,15 @@ struct KdLoss {
     State<V> out = start(max(a.max_student, b.max_student), max(a.max_teacher, b.max_teacher));
     merge(p, out, a, classes_a);
     merge(p, out, b, classes_b);
+    return out;
+  }
+
+  // The same sums relative to maxima that are not below their own.
+  template <class V>
+  static FASTKD_HOST_DEVICE State<V> rebase(const Params& p, const State<V>& part, V max_student,
+                                            V max_teacher, float classes) {
+    State<V> out = start(max_student, max_teacher);
+    merge(p, out, part, classes);
     return out;
   }
 
@@ -120,10 +136,15 @@ struct KdLoss {
 
   // Lanes (or threads) that share their maxima: sum(V) -> float adds them up.
   template <class V, class Sum>
-  static FASTKD_HOST_DEVICE State<float> across(const State<V>& a, float max_student,
-                                                float max_teacher, Sum sum) {
-    return {max_student, max_teacher,     sum(a.sum_student), sum(a.sum_teacher),
-            sum(a.dot),  sum(a.sum_hard), sum(a.sum_logit)};
+  static FASTKD_HOST_DEVICE State<float> across(const Params& p, const State<V>& a,
+                                                float max_student, float max_teacher, Sum sum) {
+    State<float> out = start(max_student, max_teacher);
+    out.sum_student = sum(a.sum_student);
+    out.sum_teacher = sum(a.sum_teacher);
+    out.dot = sum(a.dot);
+    if constexpr (kHard) out.sum_hard = sum(a.sum_hard);
+    if (wants_logits(p)) out.sum_logit = sum(a.sum_logit);
+    return out;
   }
 
   // Student classes that the teacher lacks (common_vocab): only the hard term sees them.
@@ -145,7 +166,7 @@ struct KdLoss {
   template <class V, class Lanes>
   static FASTKD_HOST_DEVICE void update_hard(HardState<V>& state, V s, Lanes active) {
     const V shifted = s - state.max;
-    state.sum = state.sum + keep(active, exp_nonpositive(shifted));
+    state.sum = state.sum + exp_nonpositive(shifted);
     state.sum_logit = state.sum_logit + keep(active, shifted);
   }
 
@@ -219,13 +240,17 @@ struct KdLoss {
     return fma(exp_nonpositive(shifted_s), scale.hard_only, V(0.0f) - scale.floor);
   }
 
-  // Both soft products are rounded alike, so equal logits give exactly 0.
   template <class V>
   static FASTKD_HOST_DEVICE V grad(const GradScale<V>& scale, const Exps<V>& exps) {
-    const V soft = exps.value[0] * scale.student - exps.value[1] * scale.teacher;
-    if constexpr (!kHard) return soft;
-    if constexpr (kExps == 3) return fma(exps.value[2], scale.hard, soft - scale.floor);
-    return fma(power(exps.value[0]), scale.hard, soft - scale.floor);
+    const V zero(0.0f);
+    if constexpr (kHard) {
+      const V soft = fma(exps.value[0], scale.student, zero - scale.floor);
+      const V both = fma(exps.value[1], zero - scale.teacher, soft);
+      if constexpr (kExps == 3) return fma(exps.value[2], scale.hard, both);
+      return fma(power(exps.value[0]), scale.hard, both);
+    }
+    // Both products are rounded alike, so equal logits give exactly 0.
+    return exps.value[0] * scale.student - exps.value[1] * scale.teacher;
   }
 
  private:
@@ -276,5 +301,16 @@ struct KdLoss {
     }
   }
 };
+
+// run(functor) with the functor that computes these options. Without a hard term kPower says
+// nothing.
+template <class Run>
+auto with_kd_loss(const KdLossOptions& options, bool has_target, Run&& run) {
+  if (!has_target || options.hard_weight == 0.0f) return run(KdLoss<0, false>{});
+  if (options.temperature == 1.0f) return run(KdLoss<1, true>{});
+  if (options.temperature == 2.0f) return run(KdLoss<2, true>{});
+  if (options.temperature == 4.0f) return run(KdLoss<4, true>{});
+  return run(KdLoss<0, true>{});
+}
 
 }  // namespace fastkd

@@ -67,7 +67,8 @@ def kd_loss(
         reduction: "none" (the logits' shape without `dim`), "sum", "mean" (over the rows that
             count, by weight), or "batchmean" (sum / size of the first dimension that is not `dim`).
         num_items: replaces the denominator of "mean" and "batchmean": gradient accumulation and
-            data parallel training need one count for all parts. 0 gives loss 0.
+            data parallel training need one count for all parts. 0 gives loss 0. A count that is on
+            the GPU stays there (negative: NaN).
         temperature_squared: whether T^2 multiplies the divergence, which keeps the gradient's scale
             independent of T.
         common_vocab: whether the class counts may differ (padded vocabularies). The soft term
@@ -81,7 +82,9 @@ def kd_loss(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit.
-        IndexError: a target outside [0, C) that is not `ignore_index`.
+        IndexError: a target outside [0, C) that is not `ignore_index`, on the CPU. On CUDA nothing
+            waits for the device to look: such a row's loss and gradient are NaN.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
 
     References:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531,
@@ -187,8 +190,8 @@ def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
 def _check_values(inputs: KDLossInputs, options: KDLossOptions) -> None:
     """What the kernels check as they read, for the reference: only where looking costs no sync."""
     target, num_items = inputs.target, inputs.num_items
-    if target is not None and _front.is_plain(target):
+    if target is not None and _front.is_plain(target) and not target.is_cuda:
         classes = inputs.student.shape[options.dim]
         _validation.check_target_range("kd_loss", target, options.ignore_index, classes)
-    if isinstance(num_items, Tensor) and _front.is_plain(num_items):
+    if isinstance(num_items, Tensor) and _front.is_plain(num_items) and not num_items.is_cuda:
         _validation.read_num_items("kd_loss", num_items)

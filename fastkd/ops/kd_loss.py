@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkd import _front, _native
+from fastkd import _backends, _front, _native
 from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._validation import check_kd_loss, read_num_items, target_out_of_range
 from fastkd.reference.kd_loss import evaluate
@@ -28,7 +28,7 @@ class Result(NamedTuple):
 
 
 def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Result:
-    """Run the kernel on plain CPU tensors."""
+    """Run the kernel on plain tensors of a device that has a module."""
     student, teacher, target, sample_weight, num_items = inputs
     dim = options.dim % student.ndim
     if target is not None and not target.is_contiguous():
@@ -37,23 +37,25 @@ def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Re
         sample_weight = sample_weight.detach().to(torch.float32).contiguous()
     rows = student.shape[:dim] + student.shape[dim + 1 :]
     # The device is named: torch.set_default_device must not move what the kernel writes.
+    device = student.device
     shape = rows if options.reduction == "none" else ()
-    loss = torch.empty(shape, dtype=torch.float32, device="cpu")
+    loss = torch.empty(shape, dtype=torch.float32, device=device)
     grad = torch.empty_like(student) if with_grad else None
     unscale = None
     if with_grad and student.dtype == torch.float16:
-        unscale = torch.empty((), dtype=torch.float32, device="cpu")
+        unscale = torch.empty((), dtype=torch.float32, device=device)
 
-    module = _native.cpu_module()
+    module = _backends.module_for(student.get_device())
     assert module is not None, "the front lets no call through without a module"
     call = _native.KDLossCall(
         *_native_options(module, options, target is not None),
         rows[0] if rows else 1,
-        -1.0 if num_items is None else read_num_items("kd_loss", num_items),
+        -1.0 if num_items is None else _settle(num_items, module, student),
         target,
         sample_weight,
         loss,
         unscale,
+        _native.new_workspace(module, student, dim),
     )
     try:
         if not _native.kd_loss(module, call, dim, student, teacher, grad):
@@ -71,13 +73,23 @@ def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Re
     return Result(loss, grad, unscale)
 
 
+def _settle(
+    num_items: float | Tensor, module: _backends.NativeModule, student: Tensor
+) -> float | Tensor:
+    """num_items as the kernel takes it: what is in device memory stays there."""
+    on_device = isinstance(num_items, Tensor) and num_items.get_device() == student.get_device()
+    if isinstance(num_items, Tensor) and on_device and module.device_type == "cuda":
+        return num_items.detach().to(torch.float64)
+    return read_num_items("kd_loss", num_items)
+
+
 def _class_rows(logits: Tensor, dim: int) -> Tensor:
     return logits.detach().movedim(dim, -1).reshape(-1, logits.shape[dim]).contiguous()
 
 
 @functools.lru_cache(maxsize=256)
 def _native_options(
-    module: _native.NativeModule, options: KDLossOptions, has_target: bool
+    module: _backends.NativeModule, options: KDLossOptions, has_target: bool
 ) -> tuple[Any, Any]:
     alpha = options.alpha if has_target else 1.0
     return (
@@ -143,7 +155,7 @@ def _scale(grad: Tensor, grad_loss: Tensor, unscale: Tensor | None, dim: int, ke
         return _scaled(grad, grad_loss, unscale, dim)
     # A graph that is not kept frees `grad` after this call: then it may be overwritten.
     out = torch.empty_like(grad) if kept else grad
-    module = _native.cpu_module()
+    module = _backends.module_for(grad.get_device())
     assert module is not None
     if grad_loss.ndim:
         grad_loss = grad_loss.contiguous()
@@ -191,7 +203,9 @@ def _unpack(arguments: tuple[Any, ...]) -> tuple[KDLossInputs, KDLossOptions, bo
     return KDLossInputs(*values[:5]), KDLossOptions(*values[5:]), with_grad
 
 
-@torch.library.custom_op("fastkd::kd_loss", mutates_args=(), device_types="cpu", schema=_SCHEMA)
+@torch.library.custom_op(
+    "fastkd::kd_loss", mutates_args=(), device_types=("cpu", "cuda"), schema=_SCHEMA
+)
 def kd_loss_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient for grad_loss = 1 (empty without with_grad), and its unscale factor."""
     inputs, options, with_grad = _unpack(arguments)
@@ -245,7 +259,12 @@ kd_loss_op.register_autograd(_op_backward, setup_context=_save_for_op_backward)
 def eager(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     """The eager path: an autograd node only where a gradient is wanted."""
     if isinstance(inputs.num_items, Tensor):  # read now: it may change before backward
-        inputs = inputs._replace(num_items=read_num_items("kd_loss", inputs.num_items))
+        module = _backends.module_for(inputs.student.get_device())
+        assert module is not None
+        num_items = _settle(inputs.num_items, module, inputs.student)
+        if num_items is inputs.num_items:
+            num_items = num_items.clone()
+        inputs = inputs._replace(num_items=num_items)
     if inputs.student.requires_grad and torch.is_grad_enabled():
         return _apply(*inputs, options)
     return forward(inputs, options, with_grad=False).loss
@@ -256,9 +275,9 @@ def compiled(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     student, teacher, target, sample_weight, num_items = inputs.constant()
     if num_items is not None:
         if isinstance(num_items, Tensor):
-            num_items = num_items.to(student.device, torch.float32)
+            num_items = num_items.to(student.device, torch.float64)
         else:  # torch.full keeps a symbol, as_tensor would compile anew for every value
-            num_items = torch.full((), num_items, dtype=torch.float32, device=student.device)
+            num_items = torch.full((), num_items, dtype=torch.float64, device=student.device)
     loss: Tensor
     loss, _, _ = kd_loss_op(
         student,

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the kernels under sanitizers: python -m build_tools.sanitize [job ...], all jobs by default.
+
+cpu-<isa>      the CPU's kernels: addresses and undefined behaviour
+cuda-asan      the CUDA kernels on the emulator: the same
+cuda-tsan      the CUDA kernels on the emulator: data races between threads
+cuda-valgrind  the CUDA kernels on the emulator: reads of what nobody wrote
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from build_tools import modules, tools
+from fastkd._backends import cpu_capabilities
+
+ROOT = modules.ROOT
+FOLDER = ROOT / "build" / "sanitize"
+ASAN = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+TSAN = ("-fsanitize=thread",)
+DEBUG = ("-O1", "-g1", "-w", f"-I{ROOT / 'csrc'}", "-pthread")
+# The emulator tells ThreadSanitizer itself what orders what: csrc/emulator/sanitizer.h.
+UNSEEN_BY_TSAN = ("-fno-sanitize=thread", "-DFASTKD_TSAN")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program to build and how to run it."""
+
+    sources: tuple[str, ...]
+    flags: tuple[str, ...]
+    link_flags: tuple[str, ...] = ()
+    emulator_flags: tuple[str, ...] = ()  # for csrc/emulator besides
+    runner: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def flags_of(self, source: str) -> tuple[str, ...]:
+        """What a source is compiled with."""
+        emulator = source.startswith("csrc/emulator/")
+        return (*self.flags, *(self.emulator_flags if emulator else ()))
+
+
+def jobs() -> dict[str, Job]:
+    """All jobs that this machine can run."""
+    found = {
+        f"cpu-{isa}": Job(
+            modules.sources("csrc/tests/sanitize_cpu.cpp", "csrc/cpu/*.cpp"),
+            (*modules.FLAGS, *modules.ISA_FLAGS[isa], *DEBUG, *ASAN),
+            ASAN,
+        )
+        for isa in cpu_capabilities()
+    }
+    if (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        found |= cuda_jobs()
+    return found
+
+
+def cuda_jobs() -> dict[str, Job]:
+    """The jobs on the emulator."""
+    sources = ("csrc/tests/sanitize_cuda.cpp", *modules.emulated_sources())
+    common = (*modules.FLAGS, *modules.EMULATOR_FLAGS, *DEBUG)
+    brief = ("brief",)
+    return {
+        "cuda-asan": Job(sources, (*common, *ASAN), ASAN),
+        "cuda-tsan": Job(
+            sources,
+            (*common, *TSAN),
+            TSAN,
+            emulator_flags=UNSEEN_BY_TSAN,
+            arguments=brief,
+            environment=(("TSAN_OPTIONS", "halt_on_error=1:atexit_sleep_ms=0"),),
+        ),
+        "cuda-valgrind": Job(
+            sources,
+            (*common, "-DFASTKD_VALGRIND"),
+            runner=("valgrind", "--quiet", "--error-exitcode=9"),
+            arguments=brief,
+        ),
+    }
+
+
+def main() -> int:
+    """Build and run the jobs, one line each."""
+    parser = argparse.ArgumentParser(
+        prog="dev.py sanitize", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    available = jobs()
+    parser.add_argument("jobs", nargs="*", help=f"of {', '.join(available)}")
+    wanted = parser.parse_args().jobs or list(available)
+    unknown = sorted(set(wanted) - set(available))
+    if unknown:
+        parser.error(f"no {', '.join(unknown)}; there is {', '.join(available)}")
+    failed = [name for name in wanted if not passes(name, available[name])]
+    print(f"sanitizers complain on {', '.join(failed) or 'nothing'}")
+    return 1 if failed else 0
+
+
+def passes(name: str, job: Job) -> bool:
+    """Run one job and say how it went."""
+    if job.runner and not shutil.which(job.runner[0]):
+        print(f"{name:<14} FAILED: {job.runner[0]} is not installed")
+        return False
+    start = time.monotonic()
+    program = build(name, job)
+    built = time.monotonic()
+    done = subprocess.run(
+        [*job.runner, program, *job.arguments],
+        env={**os.environ, **dict(job.environment)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    times = f"built in {built - start:.0f} s, ran {time.monotonic() - built:.0f} s"
+    last = (done.stdout.splitlines() or ["no output"])[-1]
+    print(f"{name:<14} {'FAILED' if done.returncode else 'ok'} ({times}) {last}", flush=True)
+    if done.returncode:
+        print(done.stdout)
+    return done.returncode == 0
+
+
+def build(name: str, job: Job) -> Path:
+    """Compile the sources side by side and link them."""
+    compiler = tools.find_compiler()
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = [folder / f"{source.replace('/', '-')}.o" for source in job.sources]
+
+    def commands() -> Iterator[Sequence[str | Path]]:
+        for source, compiled in zip(job.sources, objects, strict=True):
+            yield [*compiler, *job.flags_of(source), "-c", source, "-o", compiled]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(run, commands()):
+            pass
+    run([*compiler, *job.link_flags, "-pthread", *objects, "-o", folder / "program"])
+    return folder / "program"
+
+
+def run(command: Sequence[str | Path]) -> None:
+    """Run a compiler."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the sanitizer build failed:\n{done.stdout}{done.stderr}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// The chip that the emulator stands for: what plan() is told, and what a launch may ask for.
+#pragma once
+
+#include "cuda/plan.h"
+
+namespace fastkd::emulator {
+
+// Capability 75, 80, 86, 89, 90, 100 or 120; false: no such chip. 90 until it is called.
+bool simulate_chip(int capability, int register_threads = cuda::kRegisterThreads);
+
+}  // namespace fastkd::emulator

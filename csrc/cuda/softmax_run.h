@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of a softmax-type loss: rows are weighed where the host cannot know their weights,
+// plan() picks the kernel, the losses are summed.
+//
+//   kd_loss.cu (picks the functor) -> launch_softmax -> the kernel -> losses/*.h
+#pragma once
+
+#include "cuda/columns.h"
+#include "cuda/launch.h"
+#include "cuda/rows_in_registers.h"
+#include "cuda/rows_in_shared.h"
+#include "cuda/rows_streamed.h"
+#include "cuda/sums.h"
+
+namespace fastkd::cuda {
+
+// ---- launches of one kernel each ----
+
+template <class Loss, Scope kScope>
+int64_t exchange_bytes() {
+  Arena arena(nullptr);
+  typename Group<kScope>::template Exchange<Loss> exchange(arena);
+  return arena.bytes();
+}
+
+template <class Loss, class T, int kItems, Scope kScope>
+void launch_in_registers(Launcher& launch, const RowCall<Loss>& call, const Plan& plan) {
+  const int64_t blocks = (call.args.rows() + plan.rows - 1) / plan.rows * plan.cluster;
+  const int share = kScope == Scope::kCluster ? plan.cluster : plan.lanes;
+  // Where a block has a whole row, its slice is the row.
+  const int slice =
+      kScope == Scope::kCluster ? plan.slice : static_cast<int>(call.args.student.classes);
+  launch(kernel_name(plan.kernel), rows_in_registers<Loss, T, kItems, kScope>,
+         {blocks, plan.threads, plan.cluster, exchange_bytes<Loss, kScope>()}, call, share, slice);
+}
+
+template <class Loss, class T>
+void launch_in_shared(Launcher& launch, const RowCall<Loss>& call, const Plan& plan) {
+  Arena arena(nullptr);
+  SharedRow<Loss, T> memory(arena, plan.slice);
+  launch(kernel_name(plan.kernel), rows_in_shared<Loss, T>,
+         {call.args.rows() * plan.cluster, plan.threads, plan.cluster, arena.bytes()}, call,
+         plan.cluster, plan.slice);
+}
+
+template <class Loss, class T, Scope kScope>
+void launch_streamed(Launcher& launch, const RowCall<Loss>& call, const Plan& plan) {
+  const int64_t blocks = (call.args.rows() + plan.rows - 1) / plan.rows;
+  launch(kernel_name(plan.kernel), rows_streamed<Loss, T, kScope>,
+         {blocks, plan.threads, 1, exchange_bytes<Loss, kScope>()}, call, plan.lanes);
+}
+
+template <class Loss, class T, bool kInRegisters>
+void launch_columns(Launcher& launch, const RowCall<Loss>& call, const Plan& plan) {
+  const int64_t pairs = call.args.outer * ((call.args.inner + 1) / kPixels);
+  Arena arena(nullptr);
+  arena.take<Part<Loss>>(plan.slices > 1 ? static_cast<int64_t>(plan.slices) * plan.rows * kPixels
+                                         : 0);
+  launch(kernel_name(plan.kernel), columns<Loss, T, kInRegisters>,
+         {(pairs + plan.rows - 1) / plan.rows, plan.threads, 1, arena.bytes()}, call, plan.rows,
+         plan.slices, plan.slice);
+}
+
+// ---- whichever the plan says ----
+
+// Student and teacher have the type T.
+template <class Loss, class T>
+void launch_one_type(Launcher& launch, const RowCall<Loss>& call, const Plan& plan) {
+  switch (plan.kernel) {
+    case Kernel::kLanes8:
+      return launch_in_registers<Loss, T, 8, Scope::kLanes>(launch, call, plan);
+    case Kernel::kWarp16:
+      return launch_in_registers<Loss, T, 16, Scope::kWarp>(launch, call, plan);
+    case Kernel::kWarp32:
+      return launch_in_registers<Loss, T, 32, Scope::kWarp>(launch, call, plan);
+    case Kernel::kBlock:
+      return launch_in_registers<Loss, T, kRegisterClasses, Scope::kBlock>(launch, call, plan);
+    case Kernel::kCluster:
+      return launch_in_registers<Loss, T, kRegisterClasses, Scope::kCluster>(launch, call, plan);
+    case Kernel::kShared:
+      return launch_in_shared<Loss, T>(launch, call, plan);
+    case Kernel::kStreamedBlock:
+      return launch_streamed<Loss, T, Scope::kBlock>(launch, call, plan);
+    case Kernel::kColumns:
+      return launch_columns<Loss, T, true>(launch, call, plan);
+    case Kernel::kStreamedLanes:
+    case Kernel::kColumnsStreamed:
+      return;  // launch_any_types has them
+  }
+}
+
+template <class Loss>
+void launch_any_types(Launcher& launch, const RowCall<Loss>& call, const Plan& plan) {
+  switch (plan.kernel) {
+    case Kernel::kStreamedLanes:
+      return launch_streamed<Loss, AnyType, Scope::kLanes>(launch, call, plan);
+    case Kernel::kColumnsStreamed:
+      return launch_columns<Loss, AnyType, false>(launch, call, plan);
+    default:
+      return launch_streamed<Loss, AnyType, Scope::kBlock>(launch, call, plan);
+  }
+}
+
+// Whether every row starts at a multiple of `bytes`.
+inline bool rows_aligned(const LogitView& view, int64_t bytes) {
+  const int64_t size = element_size(view.dtype);
+  const int64_t along = view.stride_class == 1 ? view.stride_inner : view.stride_class;
+  return view.data == nullptr ||
+         (reinterpret_cast<uintptr_t>(view.data) % bytes == 0 && along * size % bytes == 0 &&
+          view.stride_outer * size % bytes == 0);
+}
+
+// Rows are read 16 bytes at a time, columns a pair of pixels.
+inline bool is_aligned(const LogitArgs& args, const Plan& plan) {
+  const bool columns = plan.kernel == Kernel::kColumns || plan.kernel == Kernel::kColumnsStreamed;
+  const auto aligned = [&](const LogitView& view) {
+    return rows_aligned(view, columns ? 2 * element_size(view.dtype) : 16);
+  };
+  return aligned(args.student) && aligned(args.teacher) && aligned(args.grad);
+}
+
+// What the host can't know: weights, targets, a denominator on the device.
+inline bool needs_census(const LogitArgs& args, const RowOptions& rows) {
+  return args.unscale != nullptr || rows.num_items_on_device != nullptr ||
+         (rows.reduction == Reduction::kMean && rows.num_items < 0.0 &&
+          (args.target != nullptr || args.sample_weight != nullptr));
+}
+
+// launch_rows(launcher, call, plan) launches the kernel of the plan.
+template <class Loss, class LaunchRows>
+Outcome launch_softmax(const LogitArgs& args, const RowOptions& rows,
+                       const typename Loss::Params& params, const LaunchRows& launch_rows) {
+  const Plan chosen = plan(args, chip_of(args.queue.device));
+  const bool columns =
+      chosen.kernel == Kernel::kColumns || chosen.kernel == Kernel::kColumnsStreamed;
+  if (columns && args.student.classes > args.teacher.classes) {
+    return {Status::kUnsupportedLayout};  // rows know what to do with the student's other classes
+  }
+  Launcher launch(args.queue);
+  const Workspace workspace(args.workspace, args.rows());
+  const bool census = needs_census(args, rows);
+  if (census) launch_census(launch, args, rows, Loss::grad_bound(params), workspace);
+  const CallSummary* const summary = census ? workspace.summary : nullptr;
+  const double inverse = census ? 0.0 : inverse_denominator(rows, static_cast<double>(args.rows()));
+  const bool reduce = rows.reduction != Reduction::kNone;
+  const RowCall<Loss> call{args,
+                           params,
+                           {args.target, args.sample_weight, rows.ignore_index},
+                           summary,
+                           static_cast<float>(inverse),
+                           reduce ? workspace.row_loss : args.loss,
+                           is_aligned(args, chosen)};
+  if (args.rows() > 0) launch_rows(launch, call, chosen);
+  if (reduce) launch_sum_of_losses(launch, args, summary, inverse, workspace);
+  return launch.outcome();
+}
+
+}  // namespace fastkd::cuda

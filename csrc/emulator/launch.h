@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host's side: runs a kernel on the emulator.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cuda/launch_shape.h"
+#include "emulator/settings.h"
+
+namespace fastkd::emulator {
+
+// Runs call(body) as every thread of every block. Throws std::invalid_argument where CUDA would
+// refuse the launch, and Fault when the kernel misbehaves.
+void run(const char* name, const cuda::LaunchShape& shape, void (*call)(const void*),
+         const void* body);
+
+// `body()` calls the kernel with its arguments; `name` appears in reports.
+template <class Kernel>
+void launch(const char* name, const cuda::LaunchShape& shape, const Kernel& body) {
+  run(name, shape, [](const void* kernel) { (*static_cast<const Kernel*>(kernel))(); }, &body);
+}
+
+// The names of the kernels launched since the last call.
+std::vector<std::string> take_launches();
+
+}  // namespace fastkd::emulator

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which module serves which device, and what a user hears where none does."""
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import fastkd
+from fastkd import _backends
+
+GPU = 3  # no machine that runs these tests asks for it
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backends, "_modules", dict(_backends._modules))
+    monkeypatch.setattr(_backends, "_failures", dict(_backends._failures))
+    monkeypatch.setattr(_backends, "_warned", set())
+    monkeypatch.delenv("FASTKD_REQUIRE_NATIVE", raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, module: Any, why: str = "") -> None:
+    monkeypatch.setattr(_backends, "_import", lambda name: (module, why))
+
+
+def module_with(problem: str) -> Any:
+    return SimpleNamespace(archs="80;90", device_problem=lambda device: problem)
+
+
+def test_the_cuda_module_serves_a_gpu_that_it_has_code_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = module_with("")
+    pretend(monkeypatch, module)
+    assert _backends.ready_module(GPU) is None
+    assert _backends.module_for(GPU) is module
+    assert _backends.ready_module(GPU) is module
+    assert _backends.cuda_archs() == ("80;90", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        (None, "it is not in this build"),
+        (module_with("this build has no code for compute capability 7.0"), ""),
+        (module_with("the NVIDIA driver supports CUDA 12.4, fastkd was built with CUDA 13.0"), ""),
+    ],
+)
+def test_a_gpu_without_a_module_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, module: Any, why: str
+) -> None:
+    pretend(monkeypatch, module, why)
+    reason = why or module.device_problem(GPU)
+    with pytest.warns(RuntimeWarning, match=r"no native CUDA module \(.*reference serves") as said:
+        assert _backends.module_for(GPU) is None
+    assert reason in str(said[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _backends.module_for(GPU) is None
+    assert _backends.failure(GPU) == reason
+
+
+def test_a_gpu_without_a_module_is_an_error_where_kernels_are_required(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch, None, "it is not in this build")
+    monkeypatch.setenv("FASTKD_REQUIRE_NATIVE", "1")
+    with pytest.raises(RuntimeError, match=r"no native CUDA module.*forbids the reference"):
+        _backends.module_for(GPU)
+
+
+def test_rocm_is_not_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, module_with(""))
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    with pytest.warns(RuntimeWarning, match="torch is built for ROCm"):
+        assert _backends.module_for(GPU) is None
+
+
+def test_info_says_why_a_gpu_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, module_with("no code for this chip"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert fastkd.info()["cuda"] == "80;90"
+    assert fastkd.info()["failures"]["cuda:0"] == "no code for this chip"
+    pretend(monkeypatch, None, "it is not in this build")
+    assert fastkd.info()["cuda"] is None
+    assert fastkd.info()["failures"]["cuda"] == "it is not in this build"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would do what it is asked")
+def test_what_cuda_refuses_is_an_error_with_the_way_out() -> None:
+    cuda: Any = pytest.importorskip("fastkd._cuda", reason="built without CUDA")
+    assert "driver" in cuda.device_problem(0)
+    logits, memory = torch.zeros(4, 10), torch.zeros(1024)
+    described = (logits.data_ptr(), 0, (4, 10), (10, 1))
+    with pytest.raises(RuntimeError, match=r"fastkd: CUDA refused \w+: .+fastkd\.reference has"):
+        cuda.kd_loss(
+            *(cuda.KdLossOptions(1.0, 1.0, 0.0, 0.0), cuda.RowOptions(2, -100)),
+            *(1, 4, -1.0, 0, described, described, 0, 0, memory.data_ptr(), 0, None),
+            *(memory.data_ptr(), 0, 0),
+        )

@@ -13,7 +13,7 @@ import importlib
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -101,15 +101,14 @@ def loaded_module(device: int) -> NativeModule | None:
     return _modules[device]
 
 
-# The modules found so far by device, for those who can't wait to ask.
+# What was found so far, by device.
 _modules: dict[int, NativeModule | None] = {}
 _failures: dict[int, str] = {}
 _warned: set[int] = set()
 
 
-def ready_module(device: int) -> NativeModule | None:
-    """The module for tensors of a device, if it has been asked for before."""
-    return _modules.get(device)
+# The module for tensors of a device, if it has been asked for before: the quick question.
+ready_module: Callable[[int], NativeModule | None] = _modules.get
 
 
 def failure(device: int) -> str:

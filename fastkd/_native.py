@@ -30,6 +30,8 @@ class KDLossCall(NamedTuple):
 
 def new_workspace(module: NativeModule, logits: Tensor, dim: int) -> Tensor | None:
     """Scratch that the module wants for a call over these logits."""
+    if module.device_type == "cpu":  # wants none
+        return None
     size = module.workspace_bytes(logits.numel() // logits.shape[dim])
     return torch.empty(size, dtype=torch.uint8, device=logits.device) if size else None
 
@@ -46,14 +48,16 @@ def kd_loss(
     if student.ndim > MAX_RANK:
         return False
     options, rows, batch_size, num_items, target, sample_weight, loss, unscale, workspace = call
-    on_device = num_items if isinstance(num_items, Tensor) else None
+    on_device = 0
+    if isinstance(num_items, Tensor):
+        on_device, num_items = num_items.data_ptr(), -1.0
     return module.kd_loss(
         options,
         rows,
         dim,
         batch_size,
-        -1.0 if isinstance(num_items, Tensor) else num_items,
-        _address(on_device),
+        num_items,
+        on_device,
         _describe(student),
         _describe(teacher),
         _address(target),

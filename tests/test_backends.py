@@ -2,6 +2,7 @@
 """Which module serves which device, and what a user hears where none does."""
 
 import warnings
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,12 +16,17 @@ GPU = 3  # no machine that runs these tests asks for it
 
 
 @pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backends, "_modules", dict(_backends._modules))
-    monkeypatch.setattr(_backends, "_failures", dict(_backends._failures))
+def _unknown_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(_backends, "_warned", set())
     monkeypatch.delenv("FASTKD_REQUIRE_NATIVE", raising=False)
     monkeypatch.setattr(torch.version, "hip", None)
+    before = {device: _backends._modules.pop(device, None) for device in (0, GPU)}
+    yield
+    for device, module in before.items():
+        _backends._modules.pop(device, None)
+        _backends._failures.pop(device, None)
+        if module is not None:
+            _backends._modules[device] = module
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, module: Any, why: str = "") -> None:

@@ -45,7 +45,8 @@ def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Re
     if with_grad and student.dtype == torch.float16:
         unscale = torch.empty((), dtype=torch.float32, device=device)
 
-    module = _backends.module_for(student.get_device())
+    index = student.get_device()
+    module = _backends.ready_module(index) or _backends.module_for(index)
     assert module is not None, "the front lets no call through without a module"
     call = _native.KDLossCall(
         *_native_options(module, options, target is not None),
@@ -155,7 +156,7 @@ def _scale(grad: Tensor, grad_loss: Tensor, unscale: Tensor | None, dim: int, ke
         return _scaled(grad, grad_loss, unscale, dim)
     # A graph that is not kept frees `grad` after this call: then it may be overwritten.
     out = torch.empty_like(grad) if kept else grad
-    module = _backends.module_for(grad.get_device())
+    module = _backends.ready_module(grad.get_device())
     assert module is not None
     if grad_loss.ndim:
         grad_loss = grad_loss.contiguous()

@@ -59,6 +59,7 @@ EXTRAS = {
     "check": ["dev"],
     "bench": ["demo"],
     "gates": ["test"],
+    "gpu-check": ["gpu"],
 }
 MODULES = {
     "demo": "examples.demo",
@@ -243,7 +244,7 @@ def require_tools(python: Path, command: str) -> None:
 
 
 def missing(wanted: Sequence[str], python: str | Path) -> list[str]:
-    """The requirements that are not installed; of versions only exact pins are compared."""
+    """The requirements that are not installed: exact pins and lower bounds are compared."""
 
     def normal(name: str) -> str:  # PEP 503
         return re.sub(r"[-_.]+", "-", name).lower()
@@ -252,7 +253,11 @@ def missing(wanted: Sequence[str], python: str | Path) -> list[str]:
 
     def satisfied(requirement: str) -> bool:
         found = installed.get(normal(re.split(r"[^\w.-]", requirement)[0]))
-        return found is not None and requirement.partition("==")[2] in ("", found)
+        if found is None:
+            return False
+        numbers = [[int(part) for part in re.findall(r"\d+", version)[:3]]
+                   for version in (found, requirement.partition(">=")[2])]  # fmt: skip
+        return requirement.partition("==")[2] in ("", found) and numbers[0] >= numbers[1]
 
     return [requirement for requirement in wanted if not satisfied(requirement)]
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel of a backend, declared once. A backend is a build of these functions: csrc/cpu is
 // compiled for three instruction sets, csrc/cuda by nvcc for GPUs and by g++ for the emulator;
-// Python picks the module (fastkd/_native.py).
+// Python picks the module (fastkd/_backends.py).
 //
 // A kernel checks what it must read to know (on the CPU: the target), writes its outputs, and
 // reports; it never throws and never touches Python. On a GPU it has only been launched when the

@@ -111,6 +111,11 @@ _warned: set[int] = set()
 ready_module: Callable[[int], NativeModule | None] = _modules.get
 
 
+def known_gpus() -> list[int]:
+    """The GPUs that have been asked about."""
+    return [device for device in _modules if device != CPU]
+
+
 def failure(device: int) -> str:
     """Why there is no module for a device."""
     return _failures.get(device, "")

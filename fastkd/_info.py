@@ -34,7 +34,8 @@ def info() -> dict[str, Any]:
     if archs is None:
         failures["cuda"] = why
     elif torch.cuda.is_available():
-        for device in range(torch.cuda.device_count()):
+        # To ask about a GPU takes a context on it: of the others only what is known is told.
+        for device in sorted({torch.cuda.current_device(), *_backends.known_gpus()}):
             if _backends.loaded_module(device) is None:
                 failures[f"cuda:{device}"] = _backends.failure(device)
     return {

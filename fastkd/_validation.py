@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of tensor arguments: what was expected, what was received, before any work."""
 
+import math
 from typing import Any
 
 import torch
@@ -101,8 +102,8 @@ def check_num_items(function: str, num_items: Any, reduction: str, student: Tens
 def read_num_items(function: str, num_items: float | Tensor) -> float:
     """The value of a checked num_items in CPU memory."""
     value = float(num_items.detach() if isinstance(num_items, Tensor) else num_items)
-    if not value >= 0:
-        raise ValueError(f"{function}: num_items must be >= 0, got {num_items}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{function}: num_items must be >= 0 and finite, got {num_items}")
     return value
 
 
@@ -115,7 +116,8 @@ def check_target_range(function: str, target: Tensor, ignore_index: int, classes
 
 def target_out_of_range(function: str, target: Tensor, row: int, classes: int) -> IndexError:
     """The error for the target of `row`, counted in the order of target.flatten()."""
-    position = tuple(int(i) for i in torch.unravel_index(torch.tensor(row), target.shape))
+    flat = torch.tensor(row, device="cpu")  # whatever torch.set_default_device says
+    position = tuple(int(i) for i in torch.unravel_index(flat, target.shape))
     return IndexError(
         f"{function}: target must be in [0, {classes}) or ignore_index, "
         f"got {int(target[position])} at {position}"

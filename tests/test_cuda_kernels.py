@@ -212,9 +212,34 @@ def test_num_items_may_stay_on_the_device(emulated: Any, dtype: torch.dtype) -> 
     assert results[0][1].equal(results[1][1])
 
 
-@pytest.mark.parametrize(("num_items", "expected"), [(0, 0.0), (-1, float("nan"))])
-def test_a_denominator_on_the_device_that_is_not_positive(
-    emulated: Any, num_items: int, expected: float
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64], ids=kernel_ids)
+def test_double_backward_divides_by_the_count_that_the_loss_had(
+    emulated: Any, dtype: torch.dtype
+) -> None:
+    inputs = KD_LOSS.make_inputs(Geometry((6, 10)))
+    grads = []
+    for changed in (False, True):
+        count = torch.tensor(9, dtype=dtype)
+        leaf = inputs.tensors[0].clone().requires_grad_()
+        loss = fastkd.kd_loss(leaf, inputs.tensors[1], inputs.keywords["target"], num_items=count)
+        if changed:
+            count.fill_(1)
+        grads += torch.autograd.grad(loss, leaf, create_graph=True)
+    assert grads[0].equal(grads[1])
+
+
+@pytest.mark.parametrize("shape", [(300, 3), (40, 37), (7, 2100), (2, 3, 50)], ids=str)
+@pytest.mark.parametrize("dtype", [F32, F16], ids=kernel_ids)
+def test_a_factor_for_each_row(emulated: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    inputs = WEIGHTED.make_inputs(Geometry(shape), dtype)
+    assert_matches_truth(WEIGHTED, inputs)
+
+
+@pytest.mark.parametrize(
+    ("num_items", "expected"), [(0, 0.0), (-1, float("nan")), (float("inf"), float("nan"))]
+)
+def test_a_denominator_on_the_device_that_is_no_count(
+    emulated: Any, num_items: float, expected: float
 ) -> None:
     student = torch.randn(4, 10, requires_grad=True)
     loss = fastkd.kd_loss(student, torch.randn(4, 10), num_items=torch.tensor(num_items))

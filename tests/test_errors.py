@@ -83,8 +83,11 @@ BAD: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
      {"num_items": 2.5}),
     (ValueError, r"num_items must be an int or a 0-d tensor .*got shape \(1,\)", (S, T),
      {"num_items": torch.ones(1)}),
-    (ValueError, r"num_items must be >= 0, got -1", (S, T), {"num_items": torch.tensor(-1)}),
-    (ValueError, r"num_items must be >= 0, got -1", (S.double(), T.double()),
+    (ValueError, r"num_items must be >= 0 and finite, got -1", (S, T),
+     {"num_items": torch.tensor(-1)}),
+    (ValueError, r"num_items must be >= 0 and finite, got inf", (S, T),
+     {"num_items": torch.tensor(math.inf)}),
+    (ValueError, r"num_items must be >= 0 and finite, got -1", (S.double(), T.double()),
      {"num_items": torch.tensor(-1)}),
     (ValueError, r"num_items replaces the denominator .*got reduction='sum'", (S, T),
      {"num_items": 3, "reduction": "sum"}),
@@ -130,6 +133,12 @@ def test_a_target_out_of_range_is_named_with_its_place(
     maps = student.detach().transpose(1, 2).contiguous()
     with pytest.raises(IndexError, match=message):
         fastkd.kd_loss(maps, maps, target, dim=1)
+
+
+def test_a_default_device_changes_no_error() -> None:
+    target = torch.tensor([1, 107])
+    with torch.device("meta"), pytest.raises(IndexError, match=r"got 107 at \(1,\)"):
+        fastkd.kd_loss(S[:2], T[:2], target)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])

@@ -250,6 +250,12 @@ def test_more_than_two_to_the_31_logits(cpu_backend: str) -> None:
     assert loss[[0, rows // 2, rows - 1]].equal(expected.expand(3))
 
 
+def test_an_infinite_weight_is_not_the_absence_of_rows(backend: str) -> None:
+    weight = torch.tensor([1.0, math.inf, 1.0])
+    loss = fastkd.kd_loss(torch.randn(3, 5), torch.randn(3, 5), sample_weight=weight)
+    assert loss.isnan()
+
+
 @pytest.mark.parametrize("as_map", [False, True], ids=["rows", "maps"])
 def test_offsets_beyond_two_to_the_31(backend: str, as_map: bool) -> None:
     # Storage that is never touched takes no memory: three rows (or maps) 2^30 elements apart.

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import fastkd
+from fastkd import _backends
 
 every_case = pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
 GEOMETRY = Geometry((6, 37))
@@ -337,6 +338,22 @@ def test_a_program_exported_without_gradients_can_be_trained() -> None:
     plain = student.clone().requires_grad_()
     fastkd.kd_loss(plain, teacher, temperature=4.0).backward()
     torch.testing.assert_close(trained.grad, plain.grad)
+
+
+def test_an_exported_program_says_that_it_needs_the_kernel() -> None:
+    class Distiller(torch.nn.Module):
+        def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+            return fastkd.kd_loss(student, teacher, temperature=4.0)
+
+    student, teacher = torch.randn(2, 4, 5)
+    program = torch.export.export(Distiller(), (student, teacher)).module()
+    with _backends.use_on_cpu(None), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("FASTKD_REQUIRE_NATIVE", raising=False)
+        with (
+            pytest.warns(RuntimeWarning, match="no native CPU module"),
+            pytest.raises(RuntimeError, match=r"has no kernel here \(all: switched off\)"),
+        ):
+            program(student, teacher)
 
 
 def test_compile_checks_the_target() -> None:

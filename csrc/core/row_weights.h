@@ -19,7 +19,8 @@ struct RowWeights {
   }
 };
 
-// 1 / denominator of the reduction; 0 where nothing counts, so that loss and gradient are 0.
+// 1 / denominator of the reduction; 0 where nothing counts, so that loss and gradient are 0. A
+// denominator that is no number, or none that can be divided by, makes them NaN.
 FASTKD_HOST_DEVICE double inverse_denominator(const RowOptions& rows, double total_weight) {
   double denominator = 1.0;
   if (rows.num_items >= 0.0) {
@@ -29,6 +30,7 @@ FASTKD_HOST_DEVICE double inverse_denominator(const RowOptions& rows, double tot
   } else if (rows.reduction == Reduction::kBatchMean) {
     denominator = static_cast<double>(rows.batch_size);
   }
+  if (!(::fabs(denominator) <= DBL_MAX)) return static_cast<double>(NAN);
   return denominator == 0.0 ? 0.0 : 1.0 / denominator;
 }
 

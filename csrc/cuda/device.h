@@ -177,6 +177,7 @@ __device__ __forceinline__ char* shared_memory() {
 
 #if !defined(__CUDACC__)
 
+__device__ __forceinline__ void arrive_cluster_relaxed() { emulator::arrive_cluster(); }
 using emulator::arrive_cluster;
 using emulator::cluster_rank;
 using emulator::peer_shared;
@@ -190,6 +191,10 @@ __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(rank);
 }
 
+// Says that this thread runs, and nothing of what it wrote.
+__device__ __forceinline__ void arrive_cluster_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;");
+}
 // All threads of the cluster arrive, then wait; what they wrote before arriving is seen after
 // waiting.
 __device__ __forceinline__ void arrive_cluster() {

@@ -157,7 +157,7 @@ class Group<Scope::kCluster> {
         blocks(cluster) {}
 
   // A block may write into another's shared memory once that one runs.
-  static __device__ __forceinline__ void begin() { arrive_cluster(); }
+  static __device__ __forceinline__ void begin() { arrive_cluster_relaxed(); }
 
   template <class Loss>
   __device__ __forceinline__ auto join(const typename Loss::Params& params, const Part<Loss>& part,

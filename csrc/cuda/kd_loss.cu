@@ -12,11 +12,11 @@ Outcome kd_loss(const LogitArgs& args, const RowOptions& rows, const KdLossOptio
   }
   const cuda::Plan plan = cuda::plan(call, cuda::chip_of(call.queue.device));
   if (call.student.dtype != call.teacher.dtype || cuda::takes_any_types(plan.kernel)) {
-    return cuda::kd_loss_of<cuda::AnyType>(call, rows, options);
+    return cuda::kd_loss_of<cuda::AnyType>(call, rows, options, plan);
   }
   Outcome outcome;
   visit(call.student.dtype, [&](auto type) {
-    outcome = cuda::kd_loss_of<typename decltype(type)::type>(call, rows, options);
+    outcome = cuda::kd_loss_of<typename decltype(type)::type>(call, rows, options, plan);
   });
   return outcome;
 }

@@ -3,6 +3,7 @@
 
 namespace fastkd::cuda {
 
-template Outcome kd_loss_of<BFloat16>(const LogitArgs&, const RowOptions&, const KdLossOptions&);
+template Outcome kd_loss_of<BFloat16>(const LogitArgs&, const RowOptions&, const KdLossOptions&,
+                                      const Plan&);
 
 }  // namespace fastkd::cuda

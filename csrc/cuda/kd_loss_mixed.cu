@@ -3,6 +3,7 @@
 
 namespace fastkd::cuda {
 
-template Outcome kd_loss_of<AnyType>(const LogitArgs&, const RowOptions&, const KdLossOptions&);
+template Outcome kd_loss_of<AnyType>(const LogitArgs&, const RowOptions&, const KdLossOptions&,
+                                     const Plan&);
 
 }  // namespace fastkd::cuda

@@ -10,8 +10,26 @@ namespace fastkd::cuda {
 
 namespace {
 
-// Blocks of a cluster may be 16 on these; the rest guarantees 8.
-bool has_large_clusters(int capability) { return capability >= 90 && capability < 120; }
+// Stands for the kernels of clusters when the driver is asked what fits.
+__global__ void __launch_bounds__(kRegisterThreads, 2) cluster_probe() {}
+
+// The largest cluster of a power of two. Above 8 it takes luck: the chip's generation, and as many
+// multiprocessors in one group, which a share of a GPU (MIG) may lack.
+int ask_max_cluster() {
+  constexpr int kLargest = 16;
+  cudaFuncSetAttribute(cluster_probe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kLargest);
+  config.blockDim = dim3(kRegisterThreads);
+  int fits = 0;
+  if (cudaOccupancyMaxPotentialClusterSize(&fits, cluster_probe, &config) != cudaSuccess) {
+    cudaGetLastError();  // not ours to leave behind
+    fits = 1;
+  }
+  int power = 1;
+  while (2 * power <= fits && 2 * power <= kLargest) power *= 2;
+  return power;
+}
 
 Chip ask_chip(int device) {
   const auto attribute = [&](cudaDeviceAttr which) {
@@ -27,7 +45,8 @@ Chip ask_chip(int device) {
                     attribute(cudaDevAttrComputeCapabilityMinor);
   chip.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   if (attribute(cudaDevAttrClusterLaunch) != 0) {
-    chip.max_cluster = has_large_clusters(chip.capability) ? 16 : 8;
+    const Launcher current(Queue{device, nullptr});
+    chip.max_cluster = ask_max_cluster();
   }
   return chip;
 }
@@ -43,7 +62,8 @@ Chip chip_of(int device) {
   return chips[device];
 }
 
-Launcher::Launcher(const Queue& queue) : stream_(static_cast<cudaStream_t>(queue.stream)) {
+Launcher::Launcher(const Queue& queue)
+    : stream_(static_cast<cudaStream_t>(queue.stream)), device_(queue.device) {
   int current = -1;
   if (!check("cudaGetDevice", cudaGetDevice(&current)) || current == queue.device) return;
   if (check("cudaSetDevice", cudaSetDevice(queue.device))) device_before_ = current;
@@ -54,10 +74,15 @@ Launcher::~Launcher() {
 }
 
 bool Launcher::allow(const char* name, const void* kernel, const LaunchShape& shape) {
+  if (shape.blocks > INT32_MAX) {
+    outcome_ = {Status::kLaunchFailed, -1, name, "a grid has at most 2^31 - 1 blocks"};
+    return false;
+  }
   constexpr int64_t kByDefault = int64_t{48} << 10;
+  // All that the chip has, whatever this launch takes: another thread may be launching it too.
   if (shape.shared_bytes > kByDefault &&
       !check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shape.shared_bytes)))) {
+                                        static_cast<int>(chip_of(device_).shared_per_block)))) {
     return false;
   }
   return shape.cluster <= 8 ||

@@ -2,7 +2,7 @@
 // From the host to the device: the chip, the current device, a launch, and what went wrong.
 #pragma once
 
-#include "cuda/launch_shape.h"
+#include "core/launch_shape.h"
 #include "cuda/plan.h"
 #include "kernels.h"
 
@@ -58,7 +58,7 @@ class Launcher {
   bool check(const char* name, cudaError_t error);
 
   cudaStream_t stream_;
-  int device_before_ = -1;
+  int device_, device_before_ = -1;
 #endif
   Outcome outcome_;
 };

@@ -3,8 +3,8 @@
 // and chip, never of the number of rows: a row's result does not depend on its batch.
 #pragma once
 
+#include "core/launch_shape.h"
 #include "core/logit_args.h"
-#include "cuda/launch_shape.h"
 
 namespace fastkd::cuda {
 
@@ -12,8 +12,8 @@ enum class Kernel : int32_t {
   kLanes8,  // lanes of a warp share a row, 8 classes each
   kWarp16,  // a warp a row, 16 or 32 classes a lane
   kWarp32,
-  kBlock,            // a block a row, 16 classes a thread
-  kCluster,          // a cluster of blocks a row, 16 classes a thread
+  kBlock,            // a block a row, 32 classes a thread
+  kCluster,          // a cluster of blocks a row, 32 classes a thread
   kShared,           // a cluster a row, the logits in shared memory
   kStreamedLanes,    // read twice; lanes of a warp share a row
   kStreamedBlock,    // read twice; a block a row
@@ -52,7 +52,12 @@ struct Plan {
 
 Plan plan(const LogitArgs& args, const Chip& chip);
 
-// Kernels without AnyType serve one type; these serve student and teacher of any types.
+inline bool takes_columns(Kernel kernel) {
+  return kernel == Kernel::kColumns || kernel == Kernel::kColumnsStreamed;
+}
+
+// These are compiled for student and teacher of any types alone; the others for one type, and the
+// streamed block for both.
 inline bool takes_any_types(Kernel kernel) {
   return kernel == Kernel::kStreamedLanes || kernel == Kernel::kColumnsStreamed;
 }

@@ -21,6 +21,7 @@ struct Runs {
   int64_t length;
   const float* factor;
   int64_t factor_outer, factor_inner, factor_step;  // 0: the same factor
+  int64_t classes;                                  // > 0: a factor for each so many elements
   const float* unscale;
 };
 
@@ -29,7 +30,8 @@ __global__ void __launch_bounds__(kThreads)
     scale_runs(const Runs runs, const int64_t segments, const bool aligned) {
   constexpr int kPerVector = kWidth<T>;
   const float unscale = runs.unscale == nullptr ? 1.0f : *runs.unscale;
-  const bool one_factor = runs.factor_outer == 0 && runs.factor_inner == 0 && runs.factor_step == 0;
+  const bool one_factor = runs.factor_outer == 0 && runs.factor_inner == 0 &&
+                          runs.factor_step == 0 && runs.classes == 0;
   // In place a factor of 1 leaves everything as it is.
   const bool idle = one_factor && runs.in == runs.out && *runs.factor * unscale == 1.0f;
   const int64_t run = block_index() / segments, segment = block_index() % segments;
@@ -56,16 +58,29 @@ __global__ void __launch_bounds__(kThreads)
     const int first = (v * kThreads + thread_index()) * kPerVector;
     float x[kPerVector];
     unpack<T>(words[v], x);
+    const int64_t here = first < count ? begin + first : 0;
+    if (runs.classes > 0) {  // the same for all threads
+      int64_t row = here / runs.classes, left_in_row = (row + 1) * runs.classes - here;
 #pragma unroll
-    for (int i = 0; i < kPerVector; ++i) {
-      const int64_t at = first + i < count ? begin + first + i : 0;
-      x[i] *= factor[at * runs.factor_step] * unscale;
+      for (int i = 0; i < kPerVector; ++i) {
+        if (first + i < count) x[i] *= factor[row] * unscale;
+        if (--left_in_row == 0) {
+          ++row;
+          left_in_row = runs.classes;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPerVector; ++i) {
+        const int64_t at = first + i < count ? here + i : 0;
+        x[i] *= factor[at * runs.factor_step] * unscale;
+      }
     }
     store_vector(out + begin, first, count, aligned, pack<T>(x), lane_index(), kWarp);
   }
 }
 
-// Dense tensors under one factor are one run.
+// Whether the elements have no gaps: such tensors are one run.
 bool is_dense(const LogitView& view, int64_t outer, int64_t inner) {
   const bool rows = view.stride_class == 1;
   const int64_t inside = rows ? view.classes : inner;
@@ -81,14 +96,15 @@ Runs runs_of(const ScaleArgs& args) {
   runs.out = args.out.data;
   runs.factor = args.grad_loss;
   runs.unscale = args.unscale;
-  const bool same_order = (args.grad.stride_class == 1) == (args.out.stride_class == 1);
-  if (!args.per_row && same_order && is_dense(args.grad, args.outer, args.inner) &&
+  const bool rows = args.grad.stride_class == 1 && args.out.stride_class == 1;
+  const bool same_order = rows || (args.grad.stride_class != 1 && args.out.stride_class != 1);
+  if (same_order && (rows || !args.per_row) && is_dense(args.grad, args.outer, args.inner) &&
       is_dense(args.out, args.outer, args.inner)) {
     runs.outer = runs.inner = 1;
     runs.length = args.outer * args.inner * args.grad.classes;
+    runs.classes = args.per_row ? args.grad.classes : 0;
     return runs;
   }
-  const bool rows = args.grad.stride_class == 1 && args.out.stride_class == 1;
   runs.outer = args.outer;
   runs.inner = rows ? args.inner : args.grad.classes;
   runs.length = rows ? args.grad.classes : args.inner;

@@ -5,6 +5,8 @@
 //   kd_loss.cu (picks the functor) -> launch_softmax -> the kernel -> losses/*.h
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/columns.h"
 #include "cuda/launch.h"
 #include "cuda/rows_in_registers.h"
@@ -112,7 +114,7 @@ inline bool rows_aligned(const LogitView& view, int64_t bytes) {
 
 // Rows are read 16 bytes at a time, columns a pair of pixels.
 inline bool is_aligned(const LogitArgs& args, const Plan& plan) {
-  const bool columns = plan.kernel == Kernel::kColumns || plan.kernel == Kernel::kColumnsStreamed;
+  const bool columns = takes_columns(plan.kernel);
   const auto aligned = [&](const LogitView& view) {
     return rows_aligned(view, columns ? 2 * element_size(view.dtype) : 16);
   };
@@ -126,14 +128,11 @@ inline bool needs_census(const LogitArgs& args, const RowOptions& rows) {
           (args.target != nullptr || args.sample_weight != nullptr));
 }
 
-// launch_rows(launcher, call, plan) launches the kernel of the plan.
-template <class Loss, class LaunchRows>
+// T: the type of student and teacher, or AnyType.
+template <class Loss, class T>
 Outcome launch_softmax(const LogitArgs& args, const RowOptions& rows,
-                       const typename Loss::Params& params, const LaunchRows& launch_rows) {
-  const Plan chosen = plan(args, chip_of(args.queue.device));
-  const bool columns =
-      chosen.kernel == Kernel::kColumns || chosen.kernel == Kernel::kColumnsStreamed;
-  if (columns && args.student.classes > args.teacher.classes) {
+                       const typename Loss::Params& params, const Plan& plan) {
+  if (takes_columns(plan.kernel) && args.student.classes > args.teacher.classes) {
     return {Status::kUnsupportedLayout};  // rows know what to do with the student's other classes
   }
   Launcher launch(args.queue);
@@ -149,8 +148,12 @@ Outcome launch_softmax(const LogitArgs& args, const RowOptions& rows,
                            summary,
                            static_cast<float>(inverse),
                            reduce ? workspace.row_loss : args.loss,
-                           is_aligned(args, chosen)};
-  if (args.rows() > 0) launch_rows(launch, call, chosen);
+                           is_aligned(args, plan)};
+  if constexpr (std::is_same_v<T, AnyType>) {
+    launch_any_types(launch, call, plan);
+  } else {
+    launch_one_type<Loss, T>(launch, call, plan);
+  }
   if (reduce) launch_sum_of_losses(launch, args, summary, inverse, workspace);
   return launch.outcome();
 }

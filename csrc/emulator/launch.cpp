@@ -18,7 +18,7 @@ void refuse(const char* name, const std::string& why) {
   throw std::invalid_argument("kernel " + std::string(name) + " cannot be launched: " + why);
 }
 
-void check(const char* name, const cuda::LaunchShape& shape, const Chip& chip) {
+void check(const char* name, const LaunchShape& shape, const Chip& chip) {
   const auto within = [&](int64_t value, int64_t low, int64_t high, const char* what) {
     if (value >= low && value <= high) return;
     refuse(name, std::to_string(value) + " " + what + ", not " + std::to_string(low) + " to " +
@@ -58,8 +58,7 @@ std::vector<std::string> take_launches() {
   return std::exchange(launches, {});
 }
 
-void run(const char* name, const cuda::LaunchShape& shape, void (*call)(const void*),
-         const void* body) {
+void run(const char* name, const LaunchShape& shape, void (*call)(const void*), const void* body) {
   const std::lock_guard lock(one_launch);
   check(name, shape, machine.chip);
   launches.emplace_back(name);

@@ -5,19 +5,18 @@
 #include <string>
 #include <vector>
 
-#include "cuda/launch_shape.h"
+#include "core/launch_shape.h"
 #include "emulator/settings.h"
 
 namespace fastkd::emulator {
 
 // Runs call(body) as every thread of every block. Throws std::invalid_argument where CUDA would
 // refuse the launch, and Fault when the kernel misbehaves.
-void run(const char* name, const cuda::LaunchShape& shape, void (*call)(const void*),
-         const void* body);
+void run(const char* name, const LaunchShape& shape, void (*call)(const void*), const void* body);
 
 // `body()` calls the kernel with its arguments; `name` appears in reports.
 template <class Kernel>
-void launch(const char* name, const cuda::LaunchShape& shape, const Kernel& body) {
+void launch(const char* name, const LaunchShape& shape, const Kernel& body) {
   run(name, shape, [](const void* kernel) { (*static_cast<const Kernel*>(kernel))(); }, &body);
 }
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/launch_shape.h"
+#include "core/launch_shape.h"
 #include "emulator/cuda.h"
 #include "emulator/fiber.h"
 #include "emulator/report.h"
@@ -108,7 +108,7 @@ struct Machine {
   const char* kernel = "";
   void (*call)(const void*) = nullptr;
   const void* body = nullptr;
-  cuda::LaunchShape shape = {};
+  LaunchShape shape = {};
   Order order = Order::kGreedy;
   Async async = Async::kEager;
   Chip chip;

@@ -47,7 +47,11 @@ def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Re
 
     index = student.get_device()
     module = _backends.ready_module(index) or _backends.module_for(index)
-    assert module is not None, "the front lets no call through without a module"
+    if module is None:  # the front sees to it, but a program may come from another machine
+        raise RuntimeError(
+            f"fastkd::kd_loss has no kernel here ({_backends.failure(index)}), and a program that "
+            "was compiled or exported where there is one needs it: fastkd.kd_loss does not"
+        )
     call = _native.KDLossCall(
         *_native_options(module, options, target is not None),
         rows[0] if rows else 1,
@@ -263,8 +267,8 @@ def eager(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
         module = _backends.module_for(inputs.student.get_device())
         assert module is not None
         num_items = _settle(inputs.num_items, module, inputs.student)
-        if num_items is inputs.num_items:
-            num_items = num_items.clone()
+        if isinstance(num_items, Tensor) and inputs.num_items.dtype == num_items.dtype:
+            num_items = num_items.clone()  # it was not converted, so it is the caller's
         inputs = inputs._replace(num_items=num_items)
     if inputs.student.requires_grad and torch.is_grad_enabled():
         return _apply(*inputs, options)

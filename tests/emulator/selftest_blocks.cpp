@@ -159,7 +159,7 @@ CASE(atomics) {
   return sum == 512 && largest == 63 && wide == 256ull << 32 && winners == 1;
 }
 
-bool is_refused(const fastkd::cuda::LaunchShape& shape) {
+bool is_refused(const fastkd::LaunchShape& shape) {
   try {
     launch("refused", shape, [] {});
   } catch (const std::invalid_argument&) {

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-namespace fastkd::cuda {
+namespace fastkd {
 
 struct LaunchShape {
   int64_t blocks;        // of the whole grid, a multiple of `cluster`
@@ -13,4 +13,4 @@ struct LaunchShape {
   int64_t shared_bytes;  // dynamic shared memory of a block
 };
 
-}  // namespace fastkd::cuda
+}  // namespace fastkd

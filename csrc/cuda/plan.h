@@ -3,7 +3,6 @@
 // and chip, never of the number of rows: a row's result does not depend on its batch.
 #pragma once
 
-#include "core/launch_shape.h"
 #include "core/logit_args.h"
 
 namespace fastkd::cuda {

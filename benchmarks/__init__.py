@@ -7,7 +7,9 @@ run.py (the command)
          -> timing.py, memory.py, accuracy.py
     -> mapped.py    the same rows again in a process that keeps freed memory mapped
     -> machine.py   what it ran on
-    -> results.py   what is recorded  -> report.py (tables, files), plot.py
+    -> results.py   what is recorded
+         -> report.py (words, files) -> tables.py (one for each kind of loss) -> text.py
+         -> plot.py
 
 gpu_check.py (the command on a GPU: steps in processes of their own, commands.py)
     -> gpu_facts.py    chip and versions       -> gpu_tools.py  compute-sanitizer and ncu
@@ -16,7 +18,8 @@ gpu_check.py (the command on a GPU: steps in processes of their own, commands.py
          -> peers.py        other packages' losses, where they are installed
     -> gpu_summary.py  the last lines
 
-The rows come from the list that drives the tests, tests/cases.py; README.md tells what is measured.
+The rows come from the lists that drive the tests, tests/cases.py, and of losses without a kernel,
+tests/torch_cases.py; README.md tells what is measured.
 """
 
 import sys

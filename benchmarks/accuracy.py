@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from cases import Geometry, Inputs, LossCase
@@ -10,19 +11,25 @@ from torch import Tensor
 
 from benchmarks.providers import Step, reference_step
 
-# The float64 reference with autograd holds about a dozen tensors of this many elements: 1.6 GB.
-MOST_ELEMENTS = 1 << 24
+MOST_NUMBERS = 1 << 28  # that the float64 reference with autograd holds: 2 GiB
+# Of tensors like the student's it holds about a dozen.
+MOST_ELEMENTS = MOST_NUMBERS // 16
 
 
-def error_geometry(geometry: Geometry) -> Geometry:
+def error_geometry(case: LossCase, geometry: Geometry) -> Geometry:
     """The geometry, or one of fewer rows where float64 would take too much memory and time."""
-    elements = torch.Size(geometry.shape).numel()
-    if elements <= MOST_ELEMENTS:
-        return geometry
     shape = list(geometry.shape)
     rows_dim = 1 if geometry.dim % len(shape) == 0 else 0
-    shape[rows_dim] = max(1, shape[rows_dim] * MOST_ELEMENTS // elements)
-    return dataclasses.replace(geometry, shape=tuple(shape))
+    while _numbers(case, geometry) > MOST_NUMBERS and shape[rows_dim] > 1:
+        shape[rows_dim] //= 2
+        geometry = dataclasses.replace(geometry, shape=tuple(shape))
+    return geometry
+
+
+def _numbers(case: LossCase, geometry: Geometry) -> int:
+    if case.reference_numbers is not None:
+        return case.reference_numbers(geometry)
+    return MOST_NUMBERS // MOST_ELEMENTS * torch.Size(geometry.shape).numel()
 
 
 def errors(
@@ -37,6 +44,11 @@ def errors(
     return found
 
 
+def is_batch_mean(options: Mapping[str, Any]) -> bool:
+    """Whether a loss is the mean of the losses of parts of its first dimension."""
+    return options.get("reduction") == "batchmean"
+
+
 def sliced_errors(
     case: LossCase, inputs: Inputs, steps: Mapping[str, Step], most_elements: int = MOST_ELEMENTS
 ) -> tuple[dict[str, tuple[float, float]], int]:
@@ -45,7 +57,7 @@ def sliced_errors(
     The true loss is put together from slices of the first dimension, the gradient is compared on
     the first slice.
     """
-    assert case.options["reduction"] == "batchmean", f"{case} is no mean over the first dimension"
+    assert is_batch_mean(case.options), f"{case} is no mean over the first dimension"
     student = inputs.tensors[0]
     batch = student.shape[0]
     step = max(1, batch * most_elements // student.numel())

@@ -25,6 +25,7 @@ from benchmarks.gpu_measure import (
     Meters,
     find_gpu_jobs,
     gpu_meters,
+    in_turn,
     measure_on_gpu,
     new_row,
     words_of,
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results, slug = empty_results(), gpu_facts.slug(gpu_facts.gpu()["gpu"])
     journal = Journal(options.journal, options.resume)
     try:
-        for _ in measured(jobs, gpu_meters(), journal, options.rounds, options.until):
+        for _ in measured(in_turn(jobs), gpu_meters(), journal, options.rounds, options.until):
             # After every row: what ends this process does not take the rows before.
             save(filled(results, journal, jobs), options.output, slug)
     except DeviceLostError as error:
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"no picture: {error}")
     else:
-        draw(results, options.output / f"{slug}.png")
+        draw(results, options.output, slug)
     return 0
 
 

@@ -8,77 +8,160 @@ Prints a line for each call, which `gpu_tools` reads.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
-from cases import CASES, Geometry, Inputs, LossCase
+from cases import BATCH_CASES, KD_LOSS, PLAIN_CASES, Geometry, Inputs, LossCase
+from loss_case import Kind
 
 from benchmarks.providers import make_function, make_step, with_gradient
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-
-# One for each kernel of csrc/cuda/plan.h; the last two columns are sliced off where it says so.
-SMALL = (
-    (Geometry((9, 7)), BF16, BF16, False),
-    (Geometry((9, 7)), BF16, F32, False),
-    (Geometry((5, 300)), F32, F32, True),
-    (Geometry((5, 1000)), F16, F16, False),
-    (Geometry((3, 1501)), BF16, BF16, False),
-    (Geometry((3, 1500)), F32, BF16, True),
-    (Geometry((2, 9000)), BF16, BF16, True),
-    (Geometry((2, 50257)), F16, F16, False),
-    (Geometry((1, 140000)), BF16, BF16, False),
-    (Geometry((1, 140001)), BF16, BF16, False),
-    (Geometry((2, 19, 5, 7), 1), BF16, BF16, False),
-    (Geometry((1, 250, 5, 7), 1), F32, F32, False),
-)
-# A warp a row, a block a row, a cluster a row: 6 bytes of DRAM traffic an element at best.
-PROFILED = (
-    (Geometry((65536, 1000)), BF16, BF16, False),
-    (Geometry((16384, 8192)), BF16, BF16, False),
-    (Geometry((2048, 128256)), BF16, BF16, False),
-)
 CALLED = "called"
+
+
+def _sliced(logits: torch.Tensor) -> torch.Tensor:
+    return logits[..., :-2]
+
+
+def _channels_last(features: torch.Tensor) -> torch.Tensor:
+    return features.contiguous(memory_format=torch.channels_last)
+
+
+def _with_gaps(features: torch.Tensor) -> torch.Tensor:
+    return features.repeat_interleave(2, -1)[..., ::2]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A tiny call."""
+
+    geometry: Geometry
+    student: torch.dtype
+    teacher: torch.dtype
+    layout: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.contiguous
+
+
+# The plain case of a loss runs all of its kind, cases with options only the first.
+SMALL: dict[Kind, tuple[Small, ...]] = {
+    # One for each kernel of csrc/cuda/plan.h.
+    "logits": (
+        Small(Geometry((9, 7)), BF16, BF16),
+        Small(Geometry((9, 7)), BF16, F32),
+        Small(Geometry((5, 300)), F32, F32, _sliced),
+        Small(Geometry((5, 1000)), F16, F16),
+        Small(Geometry((3, 1501)), BF16, BF16),
+        Small(Geometry((3, 1500)), F32, BF16, _sliced),
+        Small(Geometry((2, 9000)), BF16, BF16, _sliced),
+        Small(Geometry((2, 50257)), F16, F16),
+        Small(Geometry((1, 140000)), BF16, BF16),
+        Small(Geometry((1, 140001)), BF16, BF16),
+        Small(Geometry((2, 19, 5, 7), 1), BF16, BF16),
+        Small(Geometry((1, 250, 5, 7), 1), F32, F32),
+    ),
+    # Tables of one tile and of several, ragged; of large tiles; one example, one feature.
+    "relations": (
+        Small(Geometry((9, 21), teacher=(9, 33)), F32, F32),
+        Small(Geometry((70, 65)), F16, BF16),
+        Small(Geometry((261, 5), teacher=(261, 7)), F32, F32),
+        Small(Geometry((1, 3)), F32, F32),
+        Small(Geometry((33, 1)), F32, F32),
+    ),
+    # Channels apart and together, with whole vectors and without; elements apart.
+    "features": (
+        Small(Geometry((2, 5, 3, 4), 1, (2, 3, 3, 4)), F32, F32),
+        Small(Geometry((3, 70, 8, 8), 1), BF16, BF16),
+        Small(Geometry((2, 21, 5, 9), 1), F16, F32),
+        Small(Geometry((2, 72, 5, 9), 1), BF16, F16, _channels_last),
+        Small(Geometry((2, 21, 5, 9), 1), F32, BF16, _channels_last),
+        Small(Geometry((2, 5, 3, 4), 1), F32, F32, _with_gaps),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """A large call, and which of its kernels are counted, in their order."""
+
+    loss: str
+    geometry: Geometry
+    dtype: torch.dtype
+    kernels: tuple[str, ...]  # the beginnings of their names
+
+
+PROFILED = (
+    # A warp a row, a block a row, a cluster a row: 6 bytes of DRAM traffic an element at best.
+    Profiled("kd_loss", Geometry((65536, 1000)), BF16, ("rows_",)),
+    Profiled("kd_loss", Geometry((16384, 8192)), BF16, ("rows_",)),
+    Profiled("kd_loss", Geometry((2048, 128256)), BF16, ("rows_",)),
+    Profiled("rkd_loss", Geometry((1024, 256)), F32, ("angle_ends", "angle_vertices")),
+    # The map of the student and of the teacher, the gradient.
+    Profiled(
+        "attention_transfer_loss",
+        Geometry((256, 512, 28, 28), 1),
+        BF16,
+        ("map_along_positions", "map_along_positions", "gradient_along_positions"),
+    ),
+)
 
 
 def main() -> int:
     """Run the command."""
     profiling = sys.argv[1:] == ["profile"]
-    for case, geometry, inputs in calls(PROFILED if profiling else SMALL, "cuda", profiling):
-        step = make_step(case, with_gradient(inputs), make_function(case, "fastkd"))
+    for call in profiled_calls("cuda") if profiling else small_calls("cuda"):
+        function = make_function(call.case, "fastkd")
+        step = make_step(call.case, with_gradient(call.inputs), function)
         if profiling:
             step()
             torch.cuda.synchronize()
             torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
-        loss, grad = step()
+        loss, _ = step()
         torch.cuda.synchronize()
         if profiling:
             torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
-        dtypes = "/".join(str(t.dtype).removeprefix("torch.") for t in inputs.tensors)
-        print(CALLED, case.loss, geometry, dtypes, grad.numel(), flush=True)
-        assert loss.isfinite().item(), f"{case} at {geometry} gives {loss.item()}"
+        print(CALLED, call.words, flush=True)
+        assert loss.isfinite().item(), f"{call.words} gives {loss.item()}"
     return 0
 
 
-def calls(
-    shapes: tuple[tuple[Geometry, torch.dtype, torch.dtype, bool], ...],
-    device: str,
-    large: bool = False,
-) -> Iterator[tuple[LossCase, Geometry, Inputs]]:
-    """Cases with inputs. Small ones come from the CPU, so that only our kernels are looked at."""
-    for case in (case for case in CASES if case.gpu_bench_rows):
-        for geometry, student_dtype, teacher_dtype, sliced in shapes:
-            place = device if large else "cpu"
-            inputs = case.make_inputs(geometry, student_dtype, teacher_dtype, device=place)
-            inputs = inputs.on(device)
-            if sliced:
-                inputs = Inputs(tuple(_sliced(t) for t in inputs.tensors), inputs.keywords)
-                inputs.keywords["target"].clamp_(max=geometry.classes - 3)
-            yield case, geometry, inputs
+@dataclass(frozen=True)
+class Call:
+    """Of fastkd's loss."""
+
+    case: LossCase
+    geometry: Geometry
+    inputs: Inputs
+    kernels: int = 0  # that are counted
+
+    @property
+    def words(self) -> str:
+        """Loss, shape, dtypes; how many of what it is done for; how many kernels are counted."""
+        dtypes = "/".join(str(t.dtype).removeprefix("torch.") for t in self.inputs.tensors)
+        unit, count = "element", self.inputs.tensors[0].numel()
+        if self.case.work is not None:
+            unit, count = self.case.work.unit, self.case.work.count(self.geometry)
+        return f"{self.case.loss} {self.geometry} {dtypes} {count} {unit} {self.kernels}"
 
 
-def _sliced(logits: torch.Tensor) -> torch.Tensor:
-    return logits[..., :-2]
+def small_calls(device: str) -> Iterator[Call]:
+    """Their inputs come from the CPU, so that only our kernels are looked at."""
+    for case in (KD_LOSS, *BATCH_CASES):
+        of_kind = SMALL[case.family.kind]
+        for small in of_kind if case in PLAIN_CASES else of_kind[:1]:
+            made = case.make_inputs(small.geometry, small.student, small.teacher).on(device)
+            inputs = Inputs(tuple(map(small.layout, made.tensors)), made.keywords)
+            if small.layout is _sliced:
+                inputs.keywords["target"].clamp_(max=small.geometry.classes - 3)
+            yield Call(case, small.geometry, inputs)
+
+
+def profiled_calls(device: str) -> Iterator[Call]:
+    """Made on the device."""
+    for each in PROFILED:
+        (case,) = (case for case in PLAIN_CASES if case.loss == each.loss)
+        inputs = case.make_inputs(each.geometry, each.dtype, each.dtype, device=device)
+        yield Call(case, each.geometry, inputs, len(each.kernels))
 
 
 if __name__ == "__main__":

@@ -9,23 +9,25 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from cases import CASES, Inputs
+from cases import Inputs, LossCase
+from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.accuracy import sliced_errors
+from benchmarks.accuracy import error_geometry, errors, is_batch_mean, sliced_errors
 from benchmarks.gpu_timing import Rotation, event_clock, host_seconds, input_sets
-from benchmarks.measure import DTYPE_NAMES, Job, Progress, time_figures
+from benchmarks.measure import BENCH_CASES, Job, Progress, facts_of, time_figures
 from benchmarks.memory import peak_gpu_bytes
 from benchmarks.peers import PEERS, serves
 from benchmarks.providers import Step, make_function, make_step, with_gradient
 from benchmarks.results import ON_GPU, Figures, Row
 from benchmarks.timing import Call, Clock, interleave, plan_rounds, warm_up
 
-# Of the student's logits: below it the CPU sets the pace, and its time is measured too.
+# Of the student's tensor: below it the CPU sets the pace, and its time is measured too.
 HOST_BYTES = 1 << 16
 MOST_SECONDS = 3.0  # a call that takes longer is not repeated
 
 Found = TypeVar("Found")
+Function = Callable[..., Tensor]
 
 
 class DeviceLostError(Exception):
@@ -57,9 +59,19 @@ def gpu_meters() -> Meters:
 
 
 def find_gpu_jobs(wanted: str = "") -> tuple[Job, ...]:
-    """Every case's rows for a GPU that have `wanted` in their name."""
-    jobs = (Job(case, row) for case in CASES for row in case.gpu_bench_rows)
+    """Every case's rows for a GPU that have `wanted` in their name, as they stand in the table."""
+    jobs = (Job(case, row) for case in BENCH_CASES for row in case.gpu_bench_rows)
     return tuple(job for job in jobs if wanted in str(job))
+
+
+def in_turn(jobs: Sequence[Job]) -> list[Job]:
+    """First the first row of every case, then the second: for a run that is short of time."""
+    seen: dict[str, int] = {}
+    turns = []
+    for job in jobs:
+        turns.append(seen.setdefault(str(job.case), 0))
+        seen[str(job.case)] += 1
+    return [job for _, job in sorted(zip(turns, jobs, strict=True), key=lambda pair: pair[0])]
 
 
 def measure_on_gpu(
@@ -73,6 +85,7 @@ def measure_on_gpu(
     """Time, memory and error of each provider."""
     ideal_bytes, inputs = _make_inputs(job, meters)
     failures: dict[str, str] = {}
+    functions: dict[str, Function] = {}
     steps: dict[str, Step] = {}
     calls: dict[str, Rotation] = {}
     costs: dict[str, float] = {}
@@ -81,10 +94,12 @@ def measure_on_gpu(
         function = make_function(job.case, name)
         each = [make_step(job.case, one, function) for one in inputs]
         rotation = Rotation(each)
+        rotation()  # compiles
         cost = warm_up({name: rotation}, meters.clock)[name]
         if cost > MOST_SECONDS:
             raise TimeoutError(f"{cost:.0f} s a call")
-        costs[name], steps[name], calls[name] = cost, each[0], rotation
+        costs[name], functions[name], steps[name] = cost, function, each[0]
+        calls[name] = rotation
         return True
 
     for name in providers:
@@ -100,12 +115,13 @@ def measure_on_gpu(
         rotation.forget()
     progress("errors")
     figures = {name: time_figures(timing) for name, timing in timings.items()}
-    checked = _add_checks(job, meters, inputs[0], steps, figures, failures)
+    _add_memory(job, meters, steps, figures, failures)
+    checked = _add_errors(job, meters, inputs[0], steps, functions, figures, failures)
     return new_row(
         job,
         rounds=rounds,
         ideal_bytes=ideal_bytes,
-        error_shape=(checked, *job.bench_row.geometry.shape[1:]),
+        error_shape=checked,
         others_busy=others_busy,
         providers=figures,
         failures=failures,
@@ -125,20 +141,13 @@ def new_row(
     input_sets: int = 1,
 ) -> Row:
     """The row of a job; by default of one that failed."""
-    case, geometry = job.case, job.bench_row.geometry
     return Row(
-        loss=case.loss,
-        label=case.label,
-        options=dict(case.options),
-        shape=geometry.shape,
-        dim=geometry.dim,
-        dtype=DTYPE_NAMES[job.bench_row.dtype],
+        **facts_of(job),
         threads=ON_GPU,
         mapped=False,
         rounds=rounds,
         ideal_bytes=ideal_bytes,
-        student_bytes=job.student_bytes,
-        error_shape=None if error_shape == geometry.shape else error_shape,
+        error_shape=None if error_shape == job.bench_row.geometry.shape else error_shape,
         others_busy=others_busy,
         providers=dict(providers),
         failures=failures,
@@ -184,32 +193,59 @@ def _make_inputs(job: Job, meters: Meters) -> tuple[int, list[Inputs]]:
     return ideal_bytes, inputs
 
 
-def _add_checks(
+def _add_memory(
+    job: Job,
+    meters: Meters,
+    steps: Mapping[str, Step],
+    figures: dict[str, Figures],
+    failures: dict[str, str],
+) -> None:
+    """Add memory, and the CPU's time."""
+    for name, step in steps.items():
+        peak = attempt(failures, name, functools.partial(meters.peak_bytes, step), meters)
+        if peak is not None:
+            figures[name] = dataclasses.replace(
+                figures[name],
+                peak_bytes=peak,
+                host_seconds=meters.host_seconds(step) if job.student_bytes <= HOST_BYTES else None,
+            )
+
+
+def _add_errors(
     job: Job,
     meters: Meters,
     inputs: Inputs,
     steps: Mapping[str, Step],
+    functions: Mapping[str, Function],
     figures: dict[str, Figures],
     failures: dict[str, str],
-) -> int:
-    """Add memory, errors and the CPU's time; how much of the first dimension the errors cover."""
-    covered = job.bench_row.geometry.shape[0]
+) -> tuple[int, ...]:
+    """Add errors; the shape that they cover."""
+    case, geometry, dtype = job.case, job.bench_row.geometry, job.bench_row.dtype
+    covered = geometry.shape
+    if not is_batch_mean(case.options):
+        fewer = error_geometry(case, geometry)
+        covered = fewer.shape
+        if fewer != geometry:
+            inputs = with_gradient(case.make_inputs(fewer, dtype, dtype, device=meters.device))
+            steps = {name: make_step(case, inputs, functions[name]) for name in steps}
     for name, step in steps.items():
-
-        def check(step: Step = step) -> tuple[int, float, float, int]:
-            peak = meters.peak_bytes(step)
-            found, size = sliced_errors(job.case, inputs, {"": step})
-            return peak, *found[""], size
-
+        check = functools.partial(_errors, case, inputs, step)
         found = attempt(failures, name, check, meters)
         if found is None:
             continue
-        peak, loss_error, grad_error, covered = found
+        loss_error, grad_error, rows = found
+        covered = (rows, *covered[1:])
         figures[name] = dataclasses.replace(
-            figures[name],
-            peak_bytes=peak,
-            loss_error=loss_error,
-            grad_error=grad_error,
-            host_seconds=meters.host_seconds(step) if job.student_bytes <= HOST_BYTES else None,
+            figures[name], loss_error=loss_error, grad_error=grad_error
         )
     return covered
+
+
+def _errors(case: LossCase, inputs: Inputs, step: Step) -> tuple[float, float, int]:
+    """Of loss and gradient, and how much of the first dimension the gradient's covers."""
+    if is_batch_mean(case.options):
+        found, rows = sliced_errors(case, inputs, {"": step})
+    else:
+        found, rows = errors(case, inputs, {"": step}), len(inputs.tensors[0])
+    return *found[""], rows

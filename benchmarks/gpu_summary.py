@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last lines of gpu-check: what failed, what was measured. At most sixty of them."""
+"""The last lines of gpu-check: what failed, what was measured. At most a hundred of them."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from benchmarks.gpu_tools import last_line, ncu_words, sanitizer_words
 MOST_DETAILS = 14  # lines about failures
 MOST_OF_A_STEP = 3
 MOST_COLUMNS = 180
-LEAST_BYTES = 1 << 20  # of logits: below, torch's allocator rounds up more than a call takes
+LEAST_BYTES = 1 << 20  # of the student: below, torch's allocator rounds up more than a call takes
 _WRONG = re.compile(r"FAILED|\berror\b|Error:", re.IGNORECASE)
 _FAILED_TEST = re.compile(r"^(?:FAILED|ERROR) (tests/\S+::.*)")
 _PYTEST_END = re.compile(r"^=+ (.* in [\d.]+s.*?) =+$")
@@ -114,7 +114,7 @@ def _fastkd_words(results: Any) -> list[str]:
             shares = [
                 each.peak_bytes / row.student_bytes
                 for row, each in checked
-                if row.student_bytes >= LEAST_BYTES
+                if row.student_bytes >= LEAST_BYTES and row.kind != "relations"
             ]
             lines.append(
                 f"fastkd {dtype}: loss error at most {loss:.1e}, gradient {grad:.1e}; "

@@ -5,8 +5,10 @@ Standard library only.
 """
 
 import csv
+import itertools
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Without its cache torch allocates each tensor by itself, and no read or write past an end is lost.
@@ -31,7 +33,10 @@ _UNITS = {
     "Mbyte": 1e6,
     "Gbyte": 1e9,
 }
-_CALLED = re.compile(r"called (\S+) (\S+) (\S+) (\d+)$")  # what gpu_calls prints
+# Kernels of which gpu_calls counts as many as it says.
+PROFILED_KERNELS = "rows_|columns|angle_|_along_positions"
+# What gpu_calls prints.
+_CALLED = re.compile(r"called (\S+) (\S+) (\S+) (\d+) (\S+) (\d+)$")
 _VERDICT = re.compile(r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)")
 _COMPLAINT = re.compile(r"=+ ((?:Invalid|Uninitialized|Race|Error|Warning|Barrier|Program hit).*)")
 
@@ -55,26 +60,27 @@ def sanitizer_words(output: str) -> str:
 
 
 def ncu_command(ncu: str, python: str, metrics: Sequence[str]) -> list[str]:
-    """Large calls under ncu: only our loss kernels, the clocks as they are."""
+    """Large calls under ncu: only the kernels that do the work, the clocks as they are."""
     options = ["--profile-from-start", "off", "--clock-control", "none"]
-    options += ["--kernel-name", "regex:rows_|columns", "--metrics", ",".join(metrics)]
+    options += ["--kernel-name", f"regex:{PROFILED_KERNELS}", "--metrics", ",".join(metrics)]
     options += ["--csv", "--page", "raw", "--print-units", "base"]
     return [ncu, *options, python, "-m", "benchmarks.gpu_calls", "profile"]
 
 
 def ncu_words(output: str) -> list[str]:
-    """A line for each profiled kernel: DRAM bytes per element, how busy, how long."""
+    """A line for each profiled kernel: DRAM bytes per element (triplet), how busy, how long."""
     kernels = list(_kernels(output))
     calls = list(_calls(output))
     if not kernels:
         return [f"no kernel was profiled: {last_line(output)}"]
-    if len(kernels) != len(calls):
+    of_kernels = list(itertools.chain.from_iterable([call] * call.kernels for call in calls))
+    if len(kernels) != len(of_kernels):
         return [f"{len(kernels)} kernels in {len(calls)} calls: see the log"]
     lines = []
-    for kernel, (loss, shape, dtypes, elements) in zip(kernels, calls, strict=True):
+    for kernel, call in zip(kernels, of_kernels, strict=True):
         moved = _number(kernel, READ) + _number(kernel, WRITTEN)
         seconds = _number(kernel, DURATION)
-        words = f"{loss} {shape} {dtypes}: {moved / elements:.2f} DRAM bytes an element"
+        words = f"{call.name}: {moved / call.count:.2f} DRAM bytes for each {call.unit}"
         words += f", {moved / seconds / 1e9:.0f} GB/s, {seconds * 1e6:.0f} us"
         for name, unit in ((XU, "% XU"), (ISSUE, "% issue"), (REGISTERS, " registers")):
             if name in kernel:
@@ -89,10 +95,19 @@ def last_line(output: str) -> str:
     return lines[-1][:200] if lines else "it said nothing"
 
 
-def _calls(output: str) -> Iterator[tuple[str, str, str, int]]:
+@dataclass(frozen=True)
+class _Call:
+    name: str
+    count: int
+    unit: str
+    kernels: int
+
+
+def _calls(output: str) -> Iterator[_Call]:
     for line in output.splitlines():
         if found := _CALLED.search(line.strip()):
-            yield found[1], found[2], found[3], int(found[4])
+            loss, shape, dtypes, count, unit, kernels = found.groups()
+            yield _Call(f"{loss} {shape} {dtypes}", int(count), unit, int(kernels))
 
 
 def _kernels(output: str) -> Iterator[dict[str, str]]:

@@ -4,9 +4,11 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from cases import CASES, BenchRow, LossCase
+from torch_cases import TORCH_CASES
 
 from benchmarks import machine
 from benchmarks.accuracy import error_geometry, errors
@@ -15,6 +17,7 @@ from benchmarks.providers import Step, make_steps
 from benchmarks.results import Figures, Row
 from benchmarks.timing import Timing, interleave, plan_rounds, warm_up
 
+BENCH_CASES = (*CASES, *TORCH_CASES)
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Also measured in memory that is already mapped: the first touch of a fresh gradient is the
 # largest single cost there.
@@ -34,7 +37,7 @@ class Job:
 
     @property
     def student_bytes(self) -> int:
-        """Size of the student's logits."""
+        """Size of the student's tensor."""
         row = self.bench_row
         return torch.Size(row.geometry.shape).numel() * row.dtype.itemsize
 
@@ -45,7 +48,7 @@ class Job:
 
 def find_jobs(wanted: str = "") -> tuple[Job, ...]:
     """Every case's rows that have `wanted` in their name."""
-    jobs = (Job(case, row) for case in CASES for row in case.bench_rows)
+    jobs = (Job(case, row) for case in BENCH_CASES for row in case.bench_rows)
     return tuple(job for job in jobs if wanted in str(job))
 
 
@@ -59,19 +62,23 @@ def measure(
     only_time: bool = False,
     progress: Progress | None = None,
 ) -> Row:
-    """Time, and unless told otherwise also memory and error, of each provider."""
+    """Time, and unless told otherwise also memory and error, of each provider that the row asks."""
     progress = progress or _keep_quiet
     torch.set_num_threads(threads)
     case, geometry, dtype = job.case, job.bench_row.geometry, job.bench_row.dtype
     inputs = case.make_inputs(geometry, dtype, dtype)
     assert case.ideal_bytes is not None, f"{case} does not count its bytes"
     ideal_bytes = case.ideal_bytes(inputs)
+    failures = {name: why for name, why in job.bench_row.spared.items() if name in providers}
+    asked = [name for name in providers if name not in failures]
 
-    steps = make_steps(case, inputs, providers)
+    progress("compile")
+    steps = make_steps(case, inputs, asked)
     progress("warm-up")
     costs = warm_up(steps)
     others = machine.OtherWork()
-    timings = interleave(steps, costs, plan_rounds(rounds, max(costs.values())), progress)
+    rounds = plan_rounds(rounds, max(costs.values(), default=0.0))
+    timings = interleave(steps, costs, rounds, progress)
     others_busy = others.share()
     figures = {name: time_figures(timing) for name, timing in timings.items()}
     error_shape = None
@@ -79,28 +86,40 @@ def measure(
         progress("memory")
         _add_memory(figures, steps, large=job.student_bytes >= LEAST_RESIDENT_BYTES)
         progress("float64")
-        fewer = error_geometry(geometry)
+        fewer = error_geometry(case, geometry)
         if fewer != geometry:
             error_shape = fewer.shape
             inputs = case.make_inputs(fewer, dtype, dtype)
-            steps = make_steps(case, inputs, providers)
+            steps = make_steps(case, inputs, asked)
         _add_errors(figures, errors(case, inputs, steps))
     return Row(
-        loss=case.loss,
-        label=case.label,
-        options=dict(case.options),
-        shape=geometry.shape,
-        dim=geometry.dim,
-        dtype=DTYPE_NAMES[dtype],
+        **facts_of(job),
         threads=threads,
         mapped=mapped,
-        rounds=len(next(iter(timings.values())).seconds),
+        rounds=rounds,
         ideal_bytes=ideal_bytes,
-        student_bytes=job.student_bytes,
         error_shape=error_shape,
         others_busy=others_busy,
         providers=figures,
+        failures=failures,
     )
+
+
+def facts_of(job: Job) -> dict[str, Any]:
+    """What a row says of its job, whatever was found."""
+    case, geometry = job.case, job.bench_row.geometry
+    return {
+        "loss": case.loss,
+        "label": case.label,
+        "options": dict(case.options),
+        "shape": geometry.shape,
+        "dim": geometry.dim,
+        "dtype": DTYPE_NAMES[job.bench_row.dtype],
+        "student_bytes": job.student_bytes,
+        "kind": case.family.kind,
+        "work_unit": "" if case.work is None else case.work.unit,
+        "work_count": 0 if case.work is None else case.work.count(geometry),
+    }
 
 
 def _keep_quiet(_stage: str) -> None:

@@ -1,55 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a run: how many times faster, and how near to the copy bandwidth."""
+"""The pictures of a run: how many times faster, and how near to what the machine can do."""
 
+import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from loss_case import Kind
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.results import ON_GPU, Results, Row
+from benchmarks.tables import by_kind, loss_names
+from benchmarks.text import count_text, nanoseconds_text
 
 # Okabe and Ito's colours: told apart by colour-blind eyes too.
 COLOURS = {"eager": "#0072B2", "torch.compile": "#E69F00", "liger": "#CC79A7"}
 MARKERS = {"eager": "o", "torch.compile": "D", "liger": "s"}
 SLOWER, BAR, COPY, INK, FAINT = "#D55E00", "#009E73", "#444444", "#222222", "#DDDDDD"
 ROW_INCHES = 0.34
+# What a name's end shows.
+FIGURES: dict[str, tuple[Kind, ...]] = {
+    "": ("logits",),
+    "-relations-features": ("relations", "features"),
+}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def draw(results: Results, path: Path) -> Path:
-    """Two panels for every thread count, one line per row of the table."""
-    blocks = [(n, [row for row in results.rows if row.threads == n]) for n in results.threads]
-    blocks = [(threads, rows) for threads, rows in reversed(blocks) if rows]
-    heights = [ROW_INCHES * len(rows) + 1.3 for _, rows in blocks]
+@dataclass(frozen=True)
+class _Block:
+    """Rows of one kind and thread count: two panels."""
+
+    kind: Kind
+    names: dict[tuple[str, str], str]  # of the kind's losses
+    threads: int
+    rows: list[Row]
+
+    @property
+    def inches(self) -> float:
+        return ROW_INCHES * len(self.rows) + 1.3
+
+
+def draw(results: Results, folder: Path, slug: str) -> list[Path]:
+    """A figure for logits, one for all else; those of which there are rows."""
+    paths = []
+    for end, kinds in FIGURES.items():
+        blocks = [
+            _Block(kind, loss_names(rows), threads, [row for row in rows if row.threads == threads])
+            for kind, rows in by_kind(row for row in results.rows if row.kind in kinds)
+            for threads in reversed(results.threads)
+        ]
+        if blocks := [block for block in blocks if block.rows]:
+            paths.append(_draw_figure(results, blocks, folder / f"{slug}{end}.png"))
+    return paths
+
+
+def _draw_figure(results: Results, blocks: Sequence[_Block], path: Path) -> Path:
+    """Two panels for every block, one line per row of the table."""
+    heights = [block.inches for block in blocks]
     figure = Figure(figsize=(11, sum(heights) + 1.1), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(
         len(blocks), 2, squeeze=False, height_ratios=heights, width_ratios=(3, 2)
     )
-    ratios = [ratio for row in results.rows for ratio in _ratios(row).values()]
+    ratios = [r for block in blocks for row in block.rows for r in _ratios(row).values()]
     # Room for the figures beside the outermost dots.
     limits = min([0.8, *(0.6 * ratio for ratio in ratios)]), 1.5 * max([1.2, *ratios])
-    most = max(*results.copy_bandwidth.values(), *(row.bandwidth or 0 for row in results.rows))
-    for (threads, rows), (left, right) in zip(blocks, grid, strict=True):
-        words = "GPU" if threads == ON_GPU else f"{threads} thread{'s' if threads > 1 else ''}"
-        _draw_ratios(left, rows, limits)
-        left.set_title(f"Times faster, {words}", loc="left", fontweight="bold", color=INK)
-        _draw_bandwidth(right, rows, results.copy_bandwidth[threads])
-        right.set_xlim(0, 1.25 * most / 1e9)
-        right.set_title(f"GB/s, {words}", loc="left", fontweight="bold", color=INK)
+    for block, (left, right) in zip(blocks, grid, strict=True):
+        where = "GPU" if block.threads == ON_GPU else count_text(block.threads, "thread")
+        _draw_ratios(left, block.rows, limits)
+        left.set_yticks(range(len(block.rows)), row_labels(block.rows, block.names), color=INK)
+        title = f"{block.kind.capitalize()}, {where}"
+        left.set_title(title, loc="left", fontweight="bold", color=INK)
+        if any(row.work_count for row in block.rows):
+            _draw_time_for_each(right, block.rows)
+            rate = "ns a pair or triplet"
+        else:
+            _draw_bandwidth(right, block.rows, results.copy_bandwidth[block.threads])
+            rate = "GB/s"
+        right.set_title(f"{rate}, {where}", loc="left", fontweight="bold", color=INK)
     figure.suptitle(
-        "fastkd: forward and backward, beside eager PyTorch and torch.compile of it",
+        "fastkd: times faster, forward and backward, than eager PyTorch and torch.compile of it",
         x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK,
     )  # fmt: skip
     footer = (
         f"{_machine_words(results)}, torch {results.versions['torch']}; commit {results.commit}, "
         f"{results.date}. GB/s counts the bytes that any implementation must move."
     )
-    if any(row.is_disturbed for row in results.rows):
+    if any(row.is_disturbed for block in blocks for row in block.rows):
         footer += " † Other work used the CPUs meanwhile: not fit to be quoted."
     figure.supxlabel(
         "\n".join(textwrap.wrap(footer, 165)), x=0.01, ha="left", fontsize=8, color="#666666"
@@ -68,10 +109,13 @@ def _machine_words(results: Results) -> str:
     )
 
 
-def row_label(row: Row, with_loss: bool) -> str:
-    """What stands left of a row."""
-    loss = f"{row.loss} {row.label}  " if with_loss else ""
-    return f"{loss}{row.name}  {row.dtype}{' †' if row.is_disturbed else ''}"
+def row_labels(rows: Sequence[Row], names: dict[tuple[str, str], str]) -> list[str]:
+    """What stands left of the rows; the loss where there are several."""
+    labels = []
+    for row in rows:
+        loss = f"{names[row.loss, row.label]}  " if len(names) > 1 else ""
+        labels.append(f"{loss}{row.name}  {row.dtype}{' †' if row.is_disturbed else ''}")
+    return labels
 
 
 def _ratios(row: Row) -> dict[str, float]:
@@ -93,11 +137,15 @@ def _draw_ratios(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -
             axes.scatter(ratio, line, s=46, color=colour, marker=MARKERS[name], zorder=3)
         if ratios:
             _write_ratios(axes, line, ratios)
+        elif row.failures:
+            words = "; ".join(f"{name}: {why}" for name, why in _by_reason(row).items())
+            axes.annotate(
+                words, (1, line), (7, 0), textcoords="offset points", va="center", fontsize=8,
+                color="#666666",
+            )  # fmt: skip
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    several = len({(row.loss, row.label) for row in rows}) > 1
-    axes.set_yticks(lines, [row_label(row, several) for row in rows], color=INK)
     names = [name for name in COLOURS if any(name in _ratios(row) for row in rows)]
     for name in names:
         axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=f"than {name}")
@@ -107,6 +155,15 @@ def _draw_ratios(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -
             borderpad=0, handletextpad=0.1, columnspacing=1,
         )  # fmt: skip
     _finish(axes, len(rows))
+
+
+def _by_reason(row: Row) -> dict[str, str]:
+    """Who has no figures, together where for one reason."""
+    reasons = dict.fromkeys(row.failures.values())
+    return {
+        ", ".join(name for name, why in row.failures.items() if why == reason): reason
+        for reason in reasons
+    }
 
 
 def _write_ratios(axes: Axes, line: int, ratios: dict[str, float]) -> None:
@@ -142,8 +199,37 @@ def _draw_bandwidth(axes: Axes, rows: Sequence[Row], copy: float) -> None:
             text, (rate, line), (4, 0), textcoords="offset points", va="center", fontsize=8,
             color=INK, zorder=4, bbox={"color": "white", "alpha": 0.75, "pad": 0.6},
         )  # fmt: skip
+    axes.set_xlim(0, 1.25 * max([copy / 1e9, *rates]))
     axes.set_yticks([])
     _finish(axes, len(rows))
+
+
+def _draw_time_for_each(axes: Axes, rows: Sequence[Row]) -> None:
+    """Pairs take a hundred times as long as triplets: a logarithmic axis."""
+    found = [row.seconds_per_unit for row in rows]
+    known = [seconds * 1e9 for seconds in found if seconds is not None] or [1.0]
+    limits = 0.5 * min(known), 12 * max(known)
+    axes.set_xscale("log")
+    axes.set_xlim(*limits)
+    for line, (row, seconds) in enumerate(zip(rows, found, strict=True)):
+        if seconds is None:
+            continue
+        place = seconds * 1e9
+        axes.plot([limits[0], place], [line, line], color=FAINT, linewidth=3, zorder=1)
+        axes.scatter(place, line, s=46, color=BAR, zorder=3)
+        axes.annotate(
+            f"{nanoseconds_text(seconds)}/{row.work_unit}", (place, line), (7, 0),
+            textcoords="offset points", va="center", fontsize=8, color=INK,
+        )  # fmt: skip
+    axes.xaxis.set_major_locator(LogLocator(10, (1.0, 3.0) if _decades(limits) < 3 else (1.0,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_yticks([])
+    _finish(axes, len(rows))
+
+
+def _decades(limits: tuple[float, float]) -> float:
+    return math.log10(limits[1] / limits[0])
 
 
 def _finish(axes: Axes, lines: int) -> None:

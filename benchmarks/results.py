@@ -5,6 +5,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from loss_case import Kind
+
 ON_GPU = 0  # in place of a thread count
 BUSY = 0.05  # share of the CPUs used by others from which a row's times are suspect
 
@@ -28,7 +30,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of a table."""
 
     loss: str
     label: str
@@ -41,17 +43,20 @@ class Row:
     rounds: int
     ideal_bytes: int
     student_bytes: int
-    error_shape: tuple[int, ...] | None  # the errors' logits, where fewer rows than timed
+    error_shape: tuple[int, ...] | None  # the errors' tensors, where fewer rows than timed
     others_busy: float | None  # share of the CPUs that other processes used meanwhile; Linux
     providers: dict[str, Figures]
     failures: dict[str, str] = field(default_factory=dict)  # provider -> why it has no figures
     input_sets: int = 1  # used in turn, so that a cache does not hold them
+    kind: Kind = "logits"
+    work_unit: str = ""  # a pair, a triplet: what the loss is done for
+    work_count: int = 0  # of them, in a call
 
     @property
     def name(self) -> str:
-        """Words for the reader: what the logits are."""
+        """Words for the reader: what the student's tensor is."""
         text = "x".join(map(str, self.shape))
-        text = text if self.dim == -1 else f"{text} dim={self.dim}"
+        text = f"{text} dim={self.dim}" if self.kind == "logits" and self.dim != -1 else text
         return f"{text}, mapped" if self.mapped else text
 
     @property
@@ -69,6 +74,12 @@ class Row:
         """Bytes per second of fastkd, counting only those that any implementation must move."""
         ours = self.providers.get("fastkd")
         return None if ours is None else self.ideal_bytes / ours.median
+
+    @property
+    def seconds_per_unit(self) -> float | None:
+        """Of fastkd, where the loss is done for pairs or triplets."""
+        ours = self.providers.get("fastkd")
+        return None if ours is None or not self.work_count else ours.median / self.work_count
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         slug = machine.slug(results.threads)
         paths = save(results, options.output, slug)
         if "fastkd" in options.providers and len(options.providers) > 1:
-            paths.append(draw(results, options.output / f"{slug}.png"))
+            paths += draw(results, options.output, slug)
         print("\n".join(f"wrote {_shown(path)}" for path in paths))
     return 0
 
@@ -48,18 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(
     jobs: Sequence[Job], threads: Sequence[int], rounds: int, providers: Sequence[str]
 ) -> Results:
-    """Measure the rows at every thread count."""
+    """Measure the rows at every thread count, or at the largest where they ask for no more."""
     device, versions, commit = machine.device(), machine.versions(), machine.commit()
     copies: dict[int, float] = {}
     rows: list[Row] = []
-    mapped_jobs = [job for job in jobs if is_wanted(job)]
-    bar = tqdm(total=len(threads) * (len(jobs) + len(mapped_jobs)), unit="row", smoothing=0)
-    with bar:
+    jobs_of = {
+        count: [job for job in jobs if count == max(threads) or not job.bench_row.most_threads_only]
+        for count in threads
+    }
+    total = sum(len(some) + sum(map(is_wanted, some)) for some in jobs_of.values())
+    with tqdm(total=total, unit="row", smoothing=0) as bar:
         for count in threads:
             torch.set_num_threads(count)
             bar.set_description(f"{count} threads, copy bandwidth")
             copies[count] = copy_bandwidth()
-            for job in jobs:
+            for job in jobs_of[count]:
                 bar.set_description(f"{count} threads, {job}")
                 rows.append(
                     measure(
@@ -72,7 +75,7 @@ def run(
                     )
                 )
                 bar.update()
-                if job in mapped_jobs:
+                if is_wanted(job):
                     bar.set_postfix_str("mapped memory")
                     row = measure_mapped(job, count, rounds, providers)
                     rows.extend([] if row is None else [row])

@@ -15,8 +15,9 @@ import torch
 
 SAMPLE_SECONDS = 5e-3  # shorter calls are repeated: the clock and a stray interrupt vanish in it
 WARM_UP_SECONDS = 0.1
-SLOW_SECONDS = 0.5  # a call longer than this gets fewer rounds
-SLOW_ROUNDS = 7
+# A call longer than this gets fewer rounds: a third of them, but this many at least; then few.
+SLOW_SECONDS, SLOW_ROUNDS = 0.5, 7
+VERY_SLOW_SECONDS, VERY_SLOW_ROUNDS = 4.0, 3
 # Calls shorter than this are led in by an untimed one, so that no provider pays for what the
 # one before it did to the caches and to the allocator.
 LEAD_IN_SECONDS = 50e-3
@@ -76,7 +77,7 @@ CPU_CLOCK = Clock(_sample, SAMPLE_SECONDS)
 
 
 def warm_up(calls: Mapping[str, Call], clock: Clock = CPU_CLOCK) -> dict[str, float]:
-    """Run each call for a while: compiles, fills caches; the seconds of its fastest run."""
+    """Run each call for a while, which fills caches; the seconds of its fastest run."""
     return {name: _warm_up(call, clock) for name, call in calls.items()}
 
 
@@ -90,13 +91,15 @@ def interleave(
     """Time every call once a round, in an order shuffled anew each round.
 
     A first round is not counted: in it the calls get used to each other's leavings in the heap.
+    Where a call is very slow that is left out.
     """
     repeats = {name: max(1, math.ceil(clock.sample_seconds / costs[name])) for name in calls}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     faults = dict.fromkeys(calls, 0)
     order = list(calls)
     shuffle = random.Random(0).shuffle
-    for turn in range(rounds + 1):
+    first = 1 if max(costs.values(), default=0.0) > VERY_SLOW_SECONDS else 0
+    for turn in range(first, rounds + 1):
         if progress is not None:
             progress(f"round {turn} of {rounds}")
         shuffle(order)
@@ -116,6 +119,8 @@ def interleave(
 
 def plan_rounds(rounds: int, slowest: float) -> int:
     """Fewer rounds where a call takes long."""
+    if slowest > VERY_SLOW_SECONDS:
+        return min(rounds, VERY_SLOW_ROUNDS)
     return rounds if slowest <= SLOW_SECONDS else min(rounds, max(SLOW_ROUNDS, rounds // 3))
 
 
@@ -129,8 +134,11 @@ def copy_bandwidth(rounds: int = 15) -> float:
 
 
 def _warm_up(call: Call, clock: Clock) -> float:
-    call()
-    fastest, begin = math.inf, time.perf_counter()
-    while fastest == math.inf or time.perf_counter() - begin < WARM_UP_SECONDS:
+    begin = time.perf_counter()
+    fastest, _ = clock.sample(call, 1)
+    if fastest > VERY_SLOW_SECONDS:
+        return fastest
+    while True:
         fastest = min(fastest, clock.sample(call, 1)[0])
-    return fastest
+        if time.perf_counter() - begin > WARM_UP_SECONDS:
+            return fastest

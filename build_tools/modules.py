@@ -2,7 +2,7 @@
 """The native modules: sources, and what they are compiled with.
 
 Every instruction set is a module of its own and all its sources are compiled with its flags, so no
-code built for a newer CPU can be linked into a plainer module. Only csrc/bindings.cpp and
+code built for a newer CPU can be linked into a plainer module. Only csrc/bindings and
 csrc/backends see Python: the kernels' objects serve every version of it.
 """
 
@@ -130,9 +130,9 @@ def emulated_sources() -> tuple[str, ...]:
     return tuple(source for source in found if source != "csrc/cuda/device_problem.cu")
 
 
-def bindings(backend: str) -> tuple[str, str]:
+def bindings(backend: str) -> tuple[str, ...]:
     """What a module is to Python."""
-    return "csrc/bindings.cpp", f"csrc/backends/{backend}.cpp"
+    return *sources("csrc/bindings/*.cpp"), f"csrc/backends/{backend}.cpp"
 
 
 def sources(*patterns: str) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ def cxx_flags(module: Module, source: str) -> list[str]:
     """All flags of a source that the C++ compiler compiles."""
     werror = ["-Werror"] if tools.switched_on("FASTKD_WERROR") else []
     flags = [*FLAGS, *module.flags, *werror, f"-I{ROOT / 'csrc'}"]
-    if source == "csrc/bindings.cpp" or source.startswith("csrc/backends/"):
+    if source.startswith(("csrc/bindings/", "csrc/backends/")):
         import pybind11  # noqa: PLC0415 - a build requirement, absent when nothing is compiled
 
         system = (*(sysconfig.get_path(name) for name in tools.HEADERS), pybind11.get_include())

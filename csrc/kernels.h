@@ -8,7 +8,9 @@
 // function returns.
 #pragma once
 
+#include "core/feature_args.h"
 #include "core/logit_args.h"
+#include "core/pair_args.h"
 #include "losses/kd_loss.h"
 
 namespace fastkd {
@@ -48,5 +50,19 @@ struct ScaleArgs {
   Queue queue;
 };
 Outcome scale_gradient(const ScaleArgs& args);
+
+// Relations between the examples of a batch, with the gradient, in O(N^2) memory: distances of
+// pairs and angles of triplets, or tables of similarities.
+int64_t rkd_loss_workspace(const PairArgs& args, const RkdOptions& options);
+Outcome rkd_loss(const PairArgs& args, const RkdOptions& options);
+
+int64_t similarity_loss_workspace(const PairArgs& args, const SimilarityOptions& options);
+Outcome similarity_loss(const PairArgs& args, const SimilarityOptions& options);
+
+// Attention maps of student and teacher features, their loss, and what backward needs: dloss/dmap
+// of the student. Backward then turns it into the gradient of the features.
+int64_t attention_transfer_loss_workspace(const AttentionArgs& args);
+Outcome attention_transfer_loss(const AttentionArgs& args);
+Outcome attention_transfer_gradient(const AttentionGradArgs& args);
 
 }  // namespace fastkd

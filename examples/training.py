@@ -14,8 +14,16 @@ from examples.recipes import Network
 
 CLASSES = 10
 
-# Loss of a batch: its logits, and the positions of its images in the data.
+# Loss of a batch: the network's outputs, and the positions of its images in the data.
 BatchLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class UnitLength(nn.Module):
+    """Scales the rows of [N, D] to length 1."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Scale them."""
+        return F.normalize(rows, dim=1)
 
 
 def hard_label_loss(images: Images) -> BatchLoss:
@@ -99,4 +107,7 @@ def _build(inputs: int, network: Network) -> nn.Module:
         if network.dropout:
             layers.append(nn.Dropout(network.dropout))
         inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, CLASSES))
+    layers.append(nn.Linear(inputs, network.outputs))
+    if network.unit_length:
+        layers.append(UnitLength())
+    return nn.Sequential(*layers)

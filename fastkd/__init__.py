@@ -11,7 +11,69 @@ functional, nn (the public lists)
 from fastkd import functional, nn, reference
 from fastkd._info import info
 from fastkd._version import __version__
-from fastkd.functional import kd_loss
-from fastkd.nn import KDLoss
+from fastkd.functional import (
+    attention_transfer_loss,
+    correlation_loss,
+    cosine_similarity_loss,
+    fsp_loss,
+    hint_loss,
+    kd_loss,
+    logit_mse_loss,
+    nst_loss,
+    pkt_loss,
+    rkd_angle_loss,
+    rkd_distance_loss,
+    rkd_loss,
+    similarity_preserving_loss,
+)
+from fastkd.nn import (
+    AttentionTransferLoss,
+    CorrelationLoss,
+    CosineSimilarityLoss,
+    FSPLoss,
+    HintLoss,
+    HintRegressor,
+    KDLoss,
+    LogitMSELoss,
+    NSTLoss,
+    PKTLoss,
+    RKDAngleLoss,
+    RKDDistanceLoss,
+    RKDLoss,
+    SimilarityPreservingLoss,
+)
 
-__all__ = ["KDLoss", "__version__", "functional", "info", "kd_loss", "nn", "reference"]
+__all__ = [
+    "AttentionTransferLoss",
+    "CorrelationLoss",
+    "CosineSimilarityLoss",
+    "FSPLoss",
+    "HintLoss",
+    "HintRegressor",
+    "KDLoss",
+    "LogitMSELoss",
+    "NSTLoss",
+    "PKTLoss",
+    "RKDAngleLoss",
+    "RKDDistanceLoss",
+    "RKDLoss",
+    "SimilarityPreservingLoss",
+    "__version__",
+    "attention_transfer_loss",
+    "correlation_loss",
+    "cosine_similarity_loss",
+    "fsp_loss",
+    "functional",
+    "hint_loss",
+    "info",
+    "kd_loss",
+    "logit_mse_loss",
+    "nn",
+    "nst_loss",
+    "pkt_loss",
+    "reference",
+    "rkd_angle_loss",
+    "rkd_distance_loss",
+    "rkd_loss",
+    "similarity_preserving_loss",
+]

@@ -29,7 +29,7 @@ Described = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 
 class NativeModule(Protocol):
-    """What csrc/bindings.cpp exports; every backend has the same functions."""
+    """What csrc/bindings exports; every backend has the same functions."""
 
     device_type: Literal["cpu", "cuda"]  # "cuda": device memory, which the host must not read
 
@@ -74,6 +74,49 @@ class NativeModule(Protocol):
     ) -> bool: ...
 
     def workspace_bytes(self, rows: int) -> int: ...
+
+    def RkdOptions(  # noqa: N802
+        self,
+        distance_weight: float,
+        angle_weight: float,
+        criterion: int,
+        beta: float,
+        reduction: int,
+        squared: bool,
+        eps: float,
+    ) -> Any: ...
+
+    def SimilarityOptions(  # noqa: N802
+        self, loss: int, reduction: int, criterion: int, beta: float, gamma: float, eps: float
+    ) -> Any: ...
+
+    # rkd_loss and similarity_loss have the same arguments: fastkd/_native.py calls them by name.
+
+    def attention_transfer_loss_workspace(self, samples: int, positions: int) -> int: ...
+
+    def attention_transfer_loss(
+        self,
+        power: float,
+        mean: bool,
+        student: Described,
+        teacher: Described,
+        loss: int,
+        map_grad: int,
+        workspace: int,
+        device: int,
+        stream: int,
+    ) -> bool: ...
+
+    def attention_transfer_gradient(
+        self,
+        power: float,
+        student: Described,
+        map_grad: int,
+        grad_loss: int,
+        grad: Described,
+        device: int,
+        stream: int,
+    ) -> bool: ...
 
 
 @dataclass

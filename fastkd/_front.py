@@ -36,9 +36,8 @@ _plain_keys = set(_plain_key_sets("cpu"))  # and CUDA's, once there is a CUDA te
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
-def choose_path(inputs: KDLossInputs) -> Path:
+def choose_path(student: Tensor, teacher: Tensor, *others: Tensor | None) -> Path:
     """The way of a call with these checked arguments."""
-    student, teacher, target, sample_weight, _ = inputs
     if torch.compiler.is_compiling():
         served = _has_kernel(student, teacher) and student.device.type in ("cpu", "cuda")
         return "compiled" if served and _is_served(student.get_device()) else "reference"
@@ -46,7 +45,7 @@ def choose_path(inputs: KDLossInputs) -> Path:
         return "reference"
     if type(student) in _PLAIN_TYPES and student.is_cuda:
         _plain_keys.update(_cuda_key_sets())
-    for tensor in (student, teacher, target, sample_weight):
+    for tensor in (student, teacher, *others):
         if tensor is not None and not is_plain(tensor):
             return "reference"
     return "reference" if _backends.module_for(student.get_device()) is None else "eager"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls the compiled modules, and is the only place that takes an address of a tensor."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,16 @@ from fastkd._backends import CPU, Described, NativeModule
 # The codes of csrc/core/dtype.h and csrc/core/logit_args.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 REDUCTION_CODES = {"none": 0, "sum": 1, "mean": 2, "batchmean": 3}
+# Of csrc/core/pair_args.h.
+CRITERION_CODES = {"smooth_l1": 0, "l1": 1, "l2": 2}
+PAIR_REDUCTION_CODES = {"mean": 0, "sum": 1, "mean_distinct": 2}
+SIMILARITY_CODES = {
+    "similarity_preserving_loss": 0,
+    "cosine_similarity_loss": 1,
+    "pkt_loss": 2,
+    "correlation_loss": 3,
+}
+PairKernel = Literal["rkd_loss", "similarity_loss"]
 MAX_RANK = 8  # csrc/core/logit_layout.h
 
 
@@ -90,6 +100,74 @@ def scale_gradient(
         grad_loss.ndim != 0,
         _address(unscale),
         *_queue(grad),
+    )
+
+
+def run_pairs(
+    module: NativeModule,
+    kernel: PairKernel,
+    options: Any,
+    student: Tensor,
+    teacher: Tensor,
+    loss: Tensor,
+    grad: Tensor | None,
+) -> None:
+    """Run a relational kernel over contiguous float32 embeddings, [N, D] each."""
+    sizes = len(student), student.shape[1], teacher.shape[1]
+    bytes_needed = getattr(module, f"{kernel}_workspace")(options, *sizes, grad is not None)
+    workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=student.device)
+    getattr(module, kernel)(
+        options,
+        *sizes,
+        _address(student),
+        _address(teacher),
+        _address(loss),
+        _address(grad),
+        _address(workspace),
+        *_queue(student),
+    )
+
+
+def attention_transfer_loss(
+    module: NativeModule,
+    student: Tensor,
+    teacher: Tensor,
+    power: float,
+    mean: bool,
+    loss: Tensor,
+    map_grad: Tensor | None,
+) -> bool:
+    """Run the kernel over features [N, C, P]; False: it can't read these strides."""
+    bytes_needed = module.attention_transfer_loss_workspace(len(student), student.shape[2])
+    workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=student.device)
+    return module.attention_transfer_loss(
+        power,
+        mean,
+        _describe(student),
+        _describe(teacher),
+        _address(loss),
+        _address(map_grad),
+        _address(workspace),
+        *_queue(student),
+    )
+
+
+def attention_transfer_gradient(
+    module: NativeModule,
+    student: Tensor,
+    power: float,
+    map_grad: Tensor,
+    grad_loss: Tensor,
+    grad: Tensor,
+) -> bool:
+    """Run backward over features [N, C, P]; False: the kernel can't read these strides."""
+    return module.attention_transfer_gradient(
+        power,
+        _describe(student),
+        _address(map_grad),
+        _address(grad_loss),
+        _describe(grad),
+        *_queue(student),
     )
 
 

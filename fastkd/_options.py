@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the losses, as the layers below the public functions pass them on."""
+"""Arguments of kd_loss, as the layers below the public function pass them on."""
 
-import numbers
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
-# torch.compile passes symbols where a number may change from call to call.
-_INTEGER = (int, torch.SymInt)
-_REAL = (numbers.Real, torch.SymFloat, torch.SymInt)
+from fastkd._option_checks import check_choice, check_real, check_type
 
 _2_63 = 1 << 63
 
@@ -52,40 +47,24 @@ class KDLossOptions:
 
     def __post_init__(self) -> None:
         # Beyond these bounds T^2 or 1 / T leave float32.
-        _check_real("temperature", self.temperature, "in [1e-6, 1e6]", lambda x: 1e-6 <= x <= 1e6)
-        _check_real("alpha", self.alpha, "in [0, 1]", lambda x: 0 <= x <= 1)
-        _check_real("label_smoothing", self.label_smoothing, "in [0, 1]", lambda x: 0 <= x <= 1)
-        _check_choice("divergence", self.divergence, get_args(Divergence))
-        _check_choice("reduction", self.reduction, get_args(Reduction))
-        _check_type("dim", self.dim, int)
-        _check_type("ignore_index", self.ignore_index, int)
-        _check_real("ignore_index", self.ignore_index, "an int64", lambda x: -_2_63 <= x < _2_63)
-        _check_type("temperature_squared", self.temperature_squared, bool)
-        _check_type("common_vocab", self.common_vocab, bool)
+        check_real(
+            "kd_loss", "temperature", self.temperature, "in [1e-6, 1e6]", lambda x: 1e-6 <= x <= 1e6
+        )
+        check_real("kd_loss", "alpha", self.alpha, "in [0, 1]", lambda x: 0 <= x <= 1)
+        check_real(
+            "kd_loss", "label_smoothing", self.label_smoothing, "in [0, 1]", lambda x: 0 <= x <= 1
+        )
+        check_choice("kd_loss", "divergence", self.divergence, get_args(Divergence))
+        check_choice("kd_loss", "reduction", self.reduction, get_args(Reduction))
+        check_type("kd_loss", "dim", self.dim, int)
+        check_type("kd_loss", "ignore_index", self.ignore_index, int)
+        check_real(
+            "kd_loss", "ignore_index", self.ignore_index, "an int64", lambda x: -_2_63 <= x < _2_63
+        )
+        check_type("kd_loss", "temperature_squared", self.temperature_squared, bool)
+        check_type("kd_loss", "common_vocab", self.common_vocab, bool)
 
     @property
     def soft_factor(self) -> float:
         """What multiplies the divergence: T^2 or 1."""
         return self.temperature**2 if self.temperature_squared else 1.0
-
-
-def _check_real(name: str, value: Any, rule: str, is_valid: Any) -> None:
-    if isinstance(value, bool | Fraction) or not isinstance(value, _REAL):
-        raise TypeError(f"kd_loss: {name} must be a real number, got {_describe(value)}")
-    if not is_valid(value):
-        raise ValueError(f"kd_loss: {name} must be {rule}, got {value}")
-
-
-def _check_type(name: str, value: Any, wanted: type) -> None:
-    types = _INTEGER if wanted is int else wanted
-    if not isinstance(value, types) or (wanted is int and isinstance(value, bool)):
-        raise TypeError(f"kd_loss: {name} must be {wanted.__name__}, got {_describe(value)}")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"kd_loss: {name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _describe(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}"

@@ -58,17 +58,21 @@ def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of kernels called: a test of a path must see that it was taken."""
     calls: list[str] = []
 
-    def counted(name: str) -> Callable[..., bool]:
-        function = getattr(_native, name)
-
-        def call(*args: object) -> bool:
-            calls.append(name)
-            return bool(function(*args))
+    def counted(function: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            calls.append(name or args[1])  # run_pairs is told the kernel's name after the module
+            return function(*args)
 
         return call
 
-    for name in ("kd_loss", "scale_gradient"):
-        monkeypatch.setattr(_native, name, counted(name))
+    for name in (
+        "kd_loss",
+        "scale_gradient",
+        "attention_transfer_loss",
+        "attention_transfer_gradient",
+    ):
+        monkeypatch.setattr(_native, name, counted(getattr(_native, name), name))
+    monkeypatch.setattr(_native, "run_pairs", counted(_native.run_pairs))
     return calls
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, Geometry, LossCase
+from cases import CASES, KD_LOSS, Geometry, LossCase
 from torch import Tensor
+from torch_cases import TORCH_CASES
 
 pytest.importorskip("matplotlib", reason="benchmarks draw with matplotlib")
 pytest.importorskip("tqdm", reason="benchmarks show their progress with tqdm")
@@ -22,20 +23,24 @@ ROOT = Path(__file__).resolve().parents[1]
 # At the end: an installed fastkd must not be hidden by the source tree beside benchmarks/.
 sys.path.append(str(ROOT))
 
+import fastkd  # noqa: E402
 from benchmarks import machine, timing  # noqa: E402
 from benchmarks.accuracy import MOST_ELEMENTS, error_geometry, errors  # noqa: E402
 from benchmarks.mapped import is_wanted, measure_mapped  # noqa: E402
-from benchmarks.measure import MAPPED_SHAPES, find_jobs, measure  # noqa: E402
+from benchmarks.measure import MAPPED_SHAPES, Job, find_jobs, measure  # noqa: E402
 from benchmarks.memory import peak_resident_bytes, peak_tensor_bytes  # noqa: E402
+from benchmarks.plot import draw  # noqa: E402
 from benchmarks.providers import make_steps, with_gradient  # noqa: E402
-from benchmarks.report import byte_text, format_table, render_markdown, time_text  # noqa: E402
+from benchmarks.report import render_markdown, render_summary  # noqa: E402
 from benchmarks.results import Results, Row, results_from_json, to_json  # noqa: E402
-from benchmarks.run import main  # noqa: E402
+from benchmarks.run import main, run  # noqa: E402
+from benchmarks.text import byte_text, format_table, nanoseconds_text, time_text  # noqa: E402
 
 linux = pytest.mark.skipif(platform.system() != "Linux", reason="reads Linux's /proc")
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's allocator")
-BENCHED = [case for case in CASES if case.bench_rows]
+BENCHED = [case for case in (*CASES, *TORCH_CASES) if case.bench_rows]
 SMALL_JOB = next(job for job in find_jobs() if " 8x10 " in str(job))
+BEYOND_EAGER = "rkd_loss-mean 4096x256"
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +67,10 @@ def test_eager_code_is_the_same_loss(case: LossCase) -> None:
     for geometry in {shrunk(row.geometry) for row in case.bench_rows}:
         inputs = with_gradient(case.make_inputs(geometry).to(torch.float64))
         assert case.eager is not None
-        eager = case.eager(*inputs.tensors, **inputs.keywords, **case.options)
-        torch.testing.assert_close(eager, case.run_reference(inputs), msg=f"differs at {geometry}")
+        eager = case.eager(*case.arguments(inputs), **inputs.keywords, **case.options)
+        truth = case.run_reference(inputs)
+        # PKT's authors add eps to the norms too.
+        torch.testing.assert_close(eager, truth, rtol=1e-6, atol=0, msg=f"differs at {geometry}")
 
 
 def shrunk(geometry: Geometry) -> Geometry:
@@ -74,7 +81,23 @@ def shrunk(geometry: Geometry) -> Geometry:
 def test_benched_case_has_what_the_table_needs(case: LossCase) -> None:
     assert case.eager is not None
     assert case.ideal_bytes is not None
-    assert case.ideal_bytes(case.make_inputs(Geometry((8, 10)))) > 0
+    assert case.ideal_bytes(case.make_inputs(shrunk(case.bench_rows[0].geometry))) > 0
+
+
+def test_every_public_loss_is_benched() -> None:
+    assert {case.loss for case in BENCHED} == set(fastkd.functional.__all__)
+
+
+@pytest.mark.parametrize("case", BENCHED, ids=str)
+def test_gpu_rows_come_with_rows(case: LossCase) -> None:
+    assert case.gpu_bench_rows
+
+
+def small_job(name: str, shape: tuple[int, ...]) -> Job:
+    """A row of a benchmark, made small."""
+    job = next(job for job in find_jobs() if name in str(job))
+    geometry = dataclasses.replace(job.bench_row.geometry, shape=shape)
+    return Job(job.case, dataclasses.replace(job.bench_row, geometry=geometry))
 
 
 def test_rows_are_found_by_a_part_of_their_name() -> None:
@@ -112,10 +135,27 @@ def test_quartiles_are_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rounds", "slowest", "planned"), [(25, 0.1, 25), (25, 0.6, 8), (10, 0.6, 7), (3, 0.6, 3)]
+    ("rounds", "slowest", "planned"),
+    [(25, 0.1, 25), (25, 0.6, 8), (10, 0.6, 7), (3, 0.6, 3), (25, 9.0, 3), (2, 9.0, 2)],
 )
 def test_slow_rows_get_fewer_rounds(rounds: int, slowest: float, planned: int) -> None:
     assert timing.plan_rounds(rounds, slowest) == planned
+
+
+def test_very_slow_calls_are_not_repeated_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "VERY_SLOW_SECONDS", 1e-3)
+    calls: list[int] = []
+
+    def slow() -> None:
+        calls.append(1)
+        time.sleep(2e-3)
+
+    costs = timing.warm_up({"slow": slow})
+    assert len(calls) == 1
+    clock = dataclasses.replace(timing.CPU_CLOCK, sample_seconds=1e-3)
+    monkeypatch.setattr(timing, "LEAD_IN_SECONDS", 0.0)
+    timing.interleave({"slow": slow}, costs, 2, clock=clock)
+    assert len(calls) == 3
 
 
 def test_other_work_is_what_the_machine_did_beyond_this_process(
@@ -180,11 +220,27 @@ def test_mapped_row_is_timed_in_its_own_process() -> None:
 
 
 def test_large_rows_are_checked_on_fewer_rows() -> None:
-    assert error_geometry(Geometry((8, 10))) == Geometry((8, 10))
-    fewer = error_geometry(Geometry((256, 128256)))
+    assert error_geometry(KD_LOSS, Geometry((8, 10))) == Geometry((8, 10))
+    fewer = error_geometry(KD_LOSS, Geometry((256, 128256)))
     assert fewer.classes == 128256
     assert MOST_ELEMENTS // 2 < fewer.shape[0] * fewer.shape[1] <= MOST_ELEMENTS
-    assert error_geometry(Geometry((32000, 1024), 0)).shape == (32000, 524)
+    assert error_geometry(KD_LOSS, Geometry((32000, 1024), 0)).shape == (32000, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "checked"),
+    [
+        ("rkd_loss-mean 256x512", (256, 512)),
+        ("rkd_loss-mean 512x512", (256, 512)),
+        (BEYOND_EAGER, (256, 256)),
+        ("pkt_loss-mean 256x512", (256, 512)),
+    ],
+)
+def test_triplets_are_checked_on_as_many_rows_as_float64_can_hold(
+    name: str, checked: tuple[int, ...]
+) -> None:
+    (job,) = find_jobs(name)
+    assert error_geometry(job.case, job.bench_row.geometry).shape == checked
 
 
 def test_error_is_relative_to_the_truth() -> None:
@@ -199,6 +255,66 @@ def test_error_is_relative_to_the_truth() -> None:
     found = errors(case, inputs, {"right": step, "twice": twice})
     assert max(found["right"]) < 1e-6
     assert found["twice"] == pytest.approx((1.0, 1.0), rel=1e-5)
+
+
+# Losses of pairs and triplets
+
+
+def test_row_tells_why_a_provider_is_not_asked() -> None:
+    job = small_job(BEYOND_EAGER, (12, 8))
+    threads = torch.get_num_threads()
+    row = measure(job, threads=threads, rounds=1, providers=("fastkd", "eager"))
+    assert set(row.providers) == {"fastkd"}
+    assert row.failures == {"eager": "N^3 tensors of 275 GB"}
+    alone = measure(job, threads=threads, rounds=1, providers=("eager",))
+    assert not alone.providers
+
+
+def test_table_of_triplets_tells_their_time(results: Results, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    rows = [
+        measure(small_job(name, shape), threads=threads, rounds=1, providers=("fastkd", "eager"))
+        for name, shape in (
+            (BEYOND_EAGER, (12, 8)),
+            ("pkt_loss", (12, 8)),
+            ("fsp_loss", (2, 3, 4, 4)),
+        )
+    ]
+    timed = dataclasses.replace(rows[0].providers["fastkd"], median=12**3 * 2.5e-9)
+    rows[0] = dataclasses.replace(rows[0], providers={"fastkd": timed})
+    rows = [dataclasses.replace(row, others_busy=0.0) for row in rows]
+    mixed = dataclasses.replace(results, rows=(*results.rows, *rows))
+    summary = render_summary(mixed)
+    headers = [line for line in summary.splitlines() if "vs eager" in line]
+    assert [header.split()[1] for header in headers] == ["logits", "loss", "features"]
+    assert ["time for each" in header for header in headers] == [False, True, False]
+    (line,) = (line for line in summary.splitlines() if line.startswith("| rkd_loss"))
+    assert line.endswith("| 2.50 ns/triplet |")
+    assert "| N^3 tensors of 275 GB |" in line
+    assert "ns/pair |" in summary
+    text = render_markdown(mixed)
+    assert text.count("### ") == 3
+    assert "Peak extra memory, in MiB" in text
+    assert "* kd_loss: temperature=4.0" in text
+    assert results_from_json(json.loads(json.dumps(to_json(mixed)))) == mixed
+    paths = draw(mixed, tmp_path, "all")
+    assert [path.name for path in paths] == ["all.png", "all-relations-features.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_rows_may_ask_for_the_most_threads_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.run.copy_bandwidth", lambda: 20e9)
+    few, all_counts = small_job(BEYOND_EAGER, (8, 4)), SMALL_JOB
+    threads = torch.get_num_threads()
+    try:
+        found = run((few, all_counts), (1, 2), 1, ("fastkd",))
+    finally:
+        torch.set_num_threads(threads)
+    assert [(row.loss, row.threads) for row in found.rows] == [
+        ("rkd_loss", 2),
+        ("kd_loss", 2),
+        ("kd_loss", 1),
+    ]
 
 
 # Tables and files
@@ -269,6 +385,11 @@ def test_figures_have_three_digits_and_a_unit() -> None:
         "2.00 s",
     ]
     assert [byte_text(n) for n in (320, 65.5e6, 1.2e9)] == ["320 B", "65.5 MB", "1.20 GB"]
+    assert [nanoseconds_text(s) for s in (3.14e-10, 2.5e-9, 1.234e-7)] == [
+        "0.314 ns",
+        "2.50 ns",
+        "123 ns",
+    ]
 
 
 def test_command_prints_and_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

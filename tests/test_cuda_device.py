@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import CASES, PLAIN_CASES, Geometry, Inputs, LossCase
+from cases import KD_LOSS, LOGIT_CASES, Geometry, Inputs, LossCase
 from test_layouts import COPIED, IN_PLACE, name, shifted, sliced, with_layout
 from test_values import MIXTURES, OTHERS, assert_matches_truth, value_and_grad
 from tolerance import GRAD_FLOOR, HALF_UNIT, relative_error
@@ -25,8 +25,8 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-plain_case = pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+every_case = pytest.mark.parametrize("case", LOGIT_CASES, ids=str)
+plain_case = pytest.mark.parametrize("case", [KD_LOSS], ids=str)
 every_dtype = pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 
 # Lanes of a warp, then a warp a row; the neighbours of each limit.
@@ -159,7 +159,7 @@ def test_any_grad_loss_costs_one_more_rounding(case: LossCase, dtype: torch.dtyp
 @pytest.mark.parametrize("classes", [10, 300, 1000, 3000, 9000])
 def test_masked_and_equal_logits(classes: int, as_map: bool, dtype: torch.dtype) -> None:
     geometry = Geometry((4, classes, 6), 1) if as_map else Geometry((24, classes))
-    case = next(case for case in CASES if case.options.get("reduction") == "none")
+    case = next(case for case in LOGIT_CASES if case.options.get("reduction") == "none")
     student, teacher = case.make_inputs(geometry, dtype).on(DEVICE).tensors
     equal = fastkd.kd_loss(student, student.clone(), dim=geometry.dim, reduction="none")
     assert equal.equal(torch.zeros_like(equal))
@@ -187,7 +187,7 @@ def test_masked_and_equal_logits(classes: int, as_map: bool, dtype: torch.dtype)
 @pytest.mark.parametrize("classes", [3, 100, 1000, 3000, 9000, 140001])
 @every_dtype
 def test_a_row_has_the_same_bits_in_every_run_and_place(classes: int, dtype: torch.dtype) -> None:
-    case = next(case for case in CASES if case.options.get("reduction") == "none")
+    case = next(case for case in LOGIT_CASES if case.options.get("reduction") == "none")
     inputs = inputs_for(case, Geometry((40 if classes < 9000 else 11, classes)), dtype)
     loss, grad = value_and_grad(case, inputs, False, (1.0,))
     again, grad_again = value_and_grad(case, inputs, False, (1.0,))

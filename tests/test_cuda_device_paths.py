@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cases import CASES, PLAIN_CASES, Geometry, Inputs, LossCase
+from cases import KD_LOSS, LOGIT_CASES, Geometry, Inputs, LossCase
 from tolerance import relative_error
 from torch import Tensor
 
@@ -17,8 +17,8 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-plain_case = pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+every_case = pytest.mark.parametrize("case", LOGIT_CASES, ids=str)
+plain_case = pytest.mark.parametrize("case", [KD_LOSS], ids=str)
 # A warp a row, a block, a cluster, shared memory, columns.
 GEOMETRIES = (
     Geometry((64, 100)),
@@ -102,7 +102,7 @@ def test_no_gradient_without_grad_mode(case: LossCase, geometry: Geometry) -> No
 @pytest.mark.parametrize("classes", [10, 1000, 3000, 9000, 140000])
 @pytest.mark.parametrize("wrong", [-1, None, 2**40])
 def test_a_wrong_target_poisons_its_row_alone(classes: int, wrong: int | None) -> None:
-    (case,) = PLAIN_CASES
+    case = KD_LOSS
     inputs = case.make_inputs(Geometry((9, classes))).on("cuda")
     arguments = {**inputs.keywords, "target": inputs.keywords["target"].clone()}
     arguments["target"][4] = classes if wrong is None else wrong
@@ -120,7 +120,7 @@ def test_a_wrong_target_poisons_its_row_alone(classes: int, wrong: int | None) -
 
 
 def test_num_items_stays_on_the_device() -> None:
-    (case,) = PLAIN_CASES
+    case = KD_LOSS
     inputs = case.make_inputs(Geometry((64, 1000))).on("cuda")
     for dtype in (torch.int64, torch.float32, torch.float64):
         count = torch.tensor(37, dtype=dtype, device="cuda")
@@ -134,7 +134,7 @@ def test_num_items_stays_on_the_device() -> None:
 @every_geometry
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none", "batchmean"])
 def test_ignored_rows_give_zero(geometry: Geometry, reduction: str) -> None:
-    (case,) = PLAIN_CASES
+    case = KD_LOSS
     inputs = case.make_inputs(geometry).on("cuda")
     inputs.keywords["target"].fill_(-100)
     leaf = inputs.tensors[0].detach().requires_grad_()

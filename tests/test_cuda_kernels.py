@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, KD_LOSS, Geometry, Inputs, LossCase
+from cases import KD_LOSS, LOGIT_CASES, Geometry, Inputs, LossCase
 from conftest import EMULATOR_RUNS_HERE, emulated_cuda
 from test_values import BF16, F16, F32, assert_matches_truth, value_and_grad
 from tolerance import LOSS_FLOOR
@@ -57,8 +57,8 @@ MIXED_KERNELS = [
     ("streamed_block", Geometry((2, 2501))),
     ("columns_streamed", Geometry((2, 19, 5, 7), 1)),
 ]
-SMOOTHED = next(case for case in CASES if case.label == "t3.5-smoothed")
-WEIGHTED = next(case for case in CASES if case.label == "t4-smoothed-rows")
+SMOOTHED = next(case for case in LOGIT_CASES if case.label == "t3.5-smoothed")
+WEIGHTED = next(case for case in LOGIT_CASES if case.label == "t4-smoothed-rows")
 
 
 def kernel_ids(value: object) -> str:

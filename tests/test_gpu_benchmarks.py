@@ -3,19 +3,22 @@
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from cases import KD_LOSS, BenchRow, Geometry
+from cases import BATCH_CASES, KD_LOSS, PLAIN_BATCH_CASES, PLAIN_CASES, BenchRow, Geometry
+from torch_cases import TORCH_CASES
 
-from benchmarks import gpu_bench, gpu_facts, gpu_measure
+import fastkd
+from benchmarks import ROOT, accuracy, gpu_bench, gpu_facts, gpu_measure
 from benchmarks.accuracy import errors, sliced_errors
 from benchmarks.gpu_bench import Journal, measured
-from benchmarks.gpu_calls import PROFILED, SMALL, calls
-from benchmarks.gpu_measure import DeviceLostError, Meters, find_gpu_jobs, measure_on_gpu
+from benchmarks.gpu_calls import PROFILED, profiled_calls, small_calls
+from benchmarks.gpu_measure import DeviceLostError, Meters, find_gpu_jobs, in_turn, measure_on_gpu
 from benchmarks.gpu_timing import (
     Ceilings,
     Rotation,
@@ -24,6 +27,7 @@ from benchmarks.gpu_timing import (
     input_sets,
     measure_ceilings,
 )
+from benchmarks.gpu_tools import PROFILED_KERNELS, _calls
 from benchmarks.measure import Job
 from benchmarks.memory import peak_tensor_bytes
 from benchmarks.peers import serves
@@ -34,6 +38,10 @@ from benchmarks.timing import CPU_CLOCK
 
 SMALL_JOB = Job(KD_LOSS, BenchRow(Geometry((8, 10)), torch.float32))
 MAPS_JOB = Job(KD_LOSS, BenchRow(Geometry((2, 5, 3, 4), 1), torch.bfloat16))
+BATCH_JOBS = [
+    Job(case, BenchRow(dataclasses.replace(case.geometry, teacher=None), torch.float32))
+    for case in (*PLAIN_BATCH_CASES, *TORCH_CASES)
+]
 
 
 def meters(settle: Callable[[], None] = lambda: None) -> Meters:
@@ -147,7 +155,7 @@ def test_host_time_is_that_of_one_call() -> None:
 # ---- rows ----
 
 
-@pytest.mark.parametrize("job", [SMALL_JOB, MAPS_JOB], ids=str)
+@pytest.mark.parametrize("job", [SMALL_JOB, MAPS_JOB, *BATCH_JOBS], ids=str)
 def test_row_has_what_the_table_needs(job: Job) -> None:
     row = measure(job)
     assert (row.threads, row.rounds, row.failures) == (ON_GPU, 2, {})
@@ -164,10 +172,34 @@ def test_row_has_what_the_table_needs(job: Job) -> None:
 
 def test_rows_for_a_gpu_are_many_and_fit_its_memory() -> None:
     jobs = find_gpu_jobs()
-    assert len(jobs) >= 14
+    assert {job.case.loss for job in jobs} == set(fastkd.functional.__all__)
+    assert len(jobs) >= 40
     assert len({str(job) for job in jobs}) == len(jobs)
     # Inputs, eager's five and a half tensors, and the gradients that are kept.
     assert max(10 * job.student_bytes for job in jobs) < 60e9
+
+
+def test_the_first_row_of_every_loss_comes_first() -> None:
+    jobs = find_gpu_jobs()
+    turns = in_turn(jobs)
+    assert sorted(map(str, turns)) == sorted(map(str, jobs))
+    losses = len({job.case.loss for job in jobs})
+    assert len({job.case.loss for job in turns[:losses]}) == losses
+    assert [job for job in turns if job.case.loss == "kd_loss"] == [
+        job for job in jobs if job.case.loss == "kd_loss"
+    ]
+
+
+def test_errors_of_triplets_are_taken_on_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = (case for case in PLAIN_BATCH_CASES if case.loss == "rkd_angle_loss")
+    monkeypatch.setattr(accuracy, "MOST_NUMBERS", 5 * 8**2 * (8 + 4))
+    row = measure(Job(case, BenchRow(Geometry((32, 4)), torch.float32)))
+    assert row.shape == (32, 4)
+    assert row.error_shape == (8, 4)
+    assert (row.kind, row.work_unit, row.work_count) == ("relations", "triplet", 32**3)
+    for figures in row.providers.values():
+        assert figures.grad_error is not None
+        assert figures.grad_error < 1e-4
 
 
 def test_a_peer_is_not_required() -> None:
@@ -251,7 +283,7 @@ def test_command_prints_and_records(
     assert gpu_bench.main(settings) == 0
     printed = capsys.readouterr().out
     assert "8x10 fp32: fastkd, eager, time, errors, " in printed
-    assert "| 2x5x3x4 dim=1 | bf16" in printed
+    assert "| 2x5x3x4 dim=1" in printed
     record = results_from_json(json.loads((tmp_path / "chip-1000.json").read_text()))
     assert [row.shape for row in record.rows] == [(8, 10), (2, 5, 3, 4)]
     assert record.copy_bandwidth == {ON_GPU: 3e12}
@@ -284,15 +316,34 @@ def test_errors_on_slices_are_the_errors(geometry: Geometry, most: int) -> None:
 
 
 def test_calls_for_the_tools_run() -> None:
-    seen = set()
-    for case, geometry, inputs in calls(SMALL, "cpu"):
-        step = make_step(case, with_gradient(inputs), make_function(case, "fastkd"))
-        loss, grad = step()
+    counts: dict[str, int] = {}
+    for call in small_calls("cpu"):
+        function = make_function(call.case, "fastkd")
+        loss, grad = make_step(call.case, with_gradient(call.inputs), function)()
         assert loss.isfinite()
         assert grad.isfinite().all()
-        seen.add(geometry)
-    assert len(seen) > 10
-    assert len(PROFILED) == 3
+        counts[str(call.case)] = counts.get(str(call.case), 0) + 1
+        assert list(_calls(f"called {call.words}"))
+    assert set(counts) == {str(case) for case in (KD_LOSS, *BATCH_CASES)}
+    assert min(counts[str(case)] for case in PLAIN_CASES) >= 5
+
+
+def test_large_calls_for_the_tools_are_plain_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [
+        dataclasses.replace(each, geometry=dataclasses.replace(each.geometry, shape=shape))
+        for each, shape in ((PROFILED[0], (2, 3)), (PROFILED[-2], (8, 2)), (PROFILED[-1], (2,) * 4))
+    ]
+    monkeypatch.setattr("benchmarks.gpu_calls.PROFILED", small)
+    assert [call.words for call in profiled_calls("cpu")] == [
+        "kd_loss 2x3 bfloat16/bfloat16 6 element 1",
+        "rkd_loss 8x2 float32/float32 512 triplet 2",
+        "attention_transfer_loss 2x2x2x2-dim1 bfloat16/bfloat16 16 element 3",
+    ]
+    for each in PROFILED:
+        assert all(re.search(PROFILED_KERNELS, kernel) for kernel in each.kernels)
+        sources = (ROOT / "csrc" / "cuda").glob("*")
+        text = "".join(path.read_text(encoding="utf-8") for path in sources)
+        assert all(f"{kernel}" in text for kernel in each.kernels)
 
 
 # ---- tables and files ----
@@ -332,5 +383,8 @@ def test_gpu_picture_is_drawn(results: Results, tmp_path: Path) -> None:
     plot = pytest.importorskip("benchmarks.plot", reason="matplotlib draws")
     row = gpu_measure.new_row(SMALL_JOB, failures={"fastkd": "hung or faulted"})
     both = dataclasses.replace(results, rows=(*results.rows, row))
-    path = plot.draw(both, tmp_path / "chip.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
+    failed = gpu_measure.new_row(BATCH_JOBS[0], failures={"fastkd": "hung or faulted"})
+    both = dataclasses.replace(both, rows=(*both.rows, failed))
+    paths = plot.draw(both, tmp_path, "chip")
+    assert len(paths) == 2
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

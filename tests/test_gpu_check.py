@@ -173,7 +173,8 @@ def test_results_are_named_by_the_chip(name: str, file: str) -> None:
 
 def test_gpu_tests_need_no_more_than_pytest() -> None:
     files = [*ROOT.glob("tests/test_cuda_device*.py"), *ROOT.glob("benchmarks/*.py")]
-    files += [ROOT / "tests" / name for name in ("cases.py", "test_values.py", "test_layouts.py")]
+    files += [*ROOT.glob("tests/*case*.py"), ROOT / "tests/test_values.py"]
+    files += [ROOT / "tests/test_layouts.py"]
     for file in files:
         text = file.read_text(encoding="utf-8")
         assert "import hypothesis" not in text
@@ -183,22 +184,23 @@ def test_gpu_tests_need_no_more_than_pytest() -> None:
 # ---- what the tools say ----
 
 MEMCHECK = """========= COMPUTE-SANITIZER
-called kd_loss 9x7 bfloat16/bfloat16 63
+called kd_loss 9x7 bfloat16/bfloat16 63 element 0
 ========= Invalid __global__ read of size 4 bytes
 =========     at rows_in_registers+0x1a0
-called kd_loss 5x300 float32/float32 1500
+called kd_loss 5x300 float32/float32 1500 element 0
 ========= ERROR SUMMARY: 2 errors
 """
 NCU = """==PROF== Connected to process 17
-called kd_loss 65536x1000 bfloat16/bfloat16 1000
-called kd_loss 16384x8192 bfloat16/bfloat16 2000
+called kd_loss 65536x1000 bfloat16/bfloat16 1000 element 1
+called rkd_loss 16x8 float32/float32 4000 triplet 2
 ==PROF== Disconnected
 "ID","Process ID","Kernel Name","dram__bytes_read.sum","dram__bytes_write.sum",\
 "gpu__time_duration.sum","launch__registers_per_thread","sm__inst_executed_pipe_xu.avg.\
 pct_of_peak_sustained_active"
 "","","","byte","Kbyte","ns","register/thread","%"
 "0","17","void fastkd::cuda::rows_in_registers<A, B, 1>(C)","4,000","2","1,000","63","41.6"
-"1","17","void fastkd::cuda::columns<A>(C)","8,000","6","2,000","64","n/a"
+"1","17","void fastkd::cuda::angle_ends<A>(C)","8,000","6","2,000","64","n/a"
+"2","17","void fastkd::cuda::angle_vertices<A>(C)","4,000","0","2,000","64","n/a"
 """
 
 
@@ -213,12 +215,15 @@ def test_sanitizer_output_is_one_line() -> None:
 
 
 def test_ncu_output_is_bytes_per_element() -> None:
-    first, second = gpu_tools.ncu_words(NCU)
+    first, second, third = gpu_tools.ncu_words(NCU)
     assert first == (
-        "kd_loss 65536x1000 bfloat16/bfloat16: 6.00 DRAM bytes an element, 6 GB/s, 1 us, 42% XU, "
-        "63 registers (rows_in_registers)"
+        "kd_loss 65536x1000 bfloat16/bfloat16: 6.00 DRAM bytes for each element, 6 GB/s, 1 us, "
+        "42% XU, 63 registers (rows_in_registers)"
     )
-    assert "7.00 DRAM bytes" in second
+    assert "3.50 DRAM bytes for each triplet" in second
+    assert "1.00 DRAM bytes for each triplet" in third
+    assert third.startswith("rkd_loss 16x8 float32/float32: ")
+    assert third.endswith("(angle_vertices)")
     assert "nan% XU" in second
     assert gpu_tools.ncu_words("==ERROR== ERR_NVGPUCTRPERM") == [
         "no kernel was profiled: ==ERROR== ERR_NVGPUCTRPERM"
@@ -265,7 +270,7 @@ def test_the_end_of_the_output_holds_all_that_matters(
     ]
     gpu_summary.print_summary(MACHINE, outcomes, path, 0.0)
     lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) <= 60
+    assert len(lines) <= 60  # and a line for each further row
     assert lines[0].startswith("Chip 1000, sm_90")
     assert "wrappers: FAILED (1) (12 s): 1 of device.h's wrappers fail" in lines
     assert "  wrappers: pack_pair FAILED" in lines

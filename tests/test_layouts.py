@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any strides give the same result; the usual ones are read in place."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
-from cases import PLAIN_CASES, Geometry, Inputs, LossCase
-from test_values import assert_matches_truth
+from cases import ATTENTION, KD_LOSS, PLAIN_PAIR_CASES, Geometry, Inputs, LossCase
+from test_values import assert_matches_truth, value_and_grad
 from torch import Tensor
 
 from fastkd.ops import kd_loss as ops
 
-every_case = pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+kd_case = pytest.mark.parametrize("case", [KD_LOSS], ids=str)
+every_pair_case = pytest.mark.parametrize("case", PLAIN_PAIR_CASES, ids=str)
 
 
 def sliced(t: Tensor) -> Tensor:
@@ -54,6 +56,16 @@ def every_second_class(t: Tensor) -> Tensor:
     return t.repeat_interleave(2, -1)[..., ::2]
 
 
+def every_second_channel(t: Tensor) -> Tensor:
+    """Channels further apart than they are large."""
+    return t.repeat_interleave(2, 1)[:, ::2]
+
+
+def backwards_in_memory(t: Tensor) -> Tensor:
+    """Positions stored with the last dimension first."""
+    return t.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
 IN_PLACE: list[tuple[Geometry, Callable[[Tensor], Tensor]]] = [
     (Geometry((9, 37)), sliced),
     (Geometry((9, 37)), shifted),
@@ -91,7 +103,7 @@ def with_layout(inputs: Inputs, change: Callable[[Tensor], Tensor], which: str) 
     return Inputs(tensors, inputs.keywords)
 
 
-@every_case
+@kd_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("geometry", "change"), IN_PLACE, ids=name)
 def test_usual_strides_are_read_without_a_copy(
@@ -110,7 +122,7 @@ def test_usual_strides_are_read_without_a_copy(
     assert_matches_truth(case, inputs)
 
 
-@every_case
+@kd_case
 @pytest.mark.parametrize("which", ["student", "teacher", "both"])
 @pytest.mark.parametrize(("geometry", "change"), IN_PLACE + COPIED, ids=name)
 def test_any_strides_give_the_same_result(
@@ -124,7 +136,7 @@ def test_any_strides_give_the_same_result(
     assert_matches_truth(case, inputs)
 
 
-@every_case
+@kd_case
 def test_expanded_and_broadcast_logits(backend: str, case: LossCase) -> None:
     inputs = case.make_inputs(Geometry((6, 11)))
     student, teacher = inputs.tensors
@@ -134,7 +146,7 @@ def test_expanded_and_broadcast_logits(backend: str, case: LossCase) -> None:
     assert_matches_truth(case, flat)
 
 
-@every_case
+@kd_case
 def test_strided_targets_and_weights(backend: str, case: LossCase) -> None:
     inputs = case.make_inputs(Geometry((4, 6, 11)))
     target = inputs.keywords["target"].t().contiguous().t()
@@ -144,7 +156,7 @@ def test_strided_targets_and_weights(backend: str, case: LossCase) -> None:
     assert_matches_truth(case, Inputs(inputs.tensors, keywords))
 
 
-@every_case
+@kd_case
 def test_the_gradient_of_a_view_reaches_its_base(backend: str, case: LossCase) -> None:
     inputs = case.make_inputs(Geometry((5, 12)))
     base = torch.randn(5, 14, requires_grad=True)
@@ -154,3 +166,79 @@ def test_the_gradient_of_a_view_reaches_its_base(backend: str, case: LossCase) -
     plain = base.detach()[:, 1:-1].clone().requires_grad_()
     case.run(Inputs((plain, *inputs.tensors[1:]), inputs.keywords)).backward()
     torch.testing.assert_close(base.grad[:, 1:-1], plain.grad)
+
+
+@every_pair_case
+def test_embeddings_in_any_strides(backend: str, case: LossCase) -> None:
+    inputs = case.make_inputs(case.geometry)
+    loss, grad = value_and_grad(case, inputs, False)
+    for change in (sliced, shifted, every_second_row, class_major, every_second_class):
+        for which in ("student", "teacher", "both"):
+            found = value_and_grad(case, with_layout(inputs, change, which), False)
+            assert found[0].equal(loss)
+            assert found[1].equal(grad)
+
+
+@every_pair_case
+def test_expanded_embeddings(backend: str, case: LossCase) -> None:
+    student, teacher = case.make_inputs(case.geometry).tensors
+    one_teacher = Inputs((student, teacher[:1].expand(teacher.shape)))
+    assert_matches_truth(case, one_teacher)
+
+
+FEATURE_LAYOUTS = [
+    torch.Tensor.clone,
+    channels_last,
+    every_second_row,
+    every_second_channel,
+]
+AWKWARD_LAYOUTS = [cropped, shifted, every_second_class, backwards_in_memory]
+HALVES_AND_FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@HALVES_AND_FLOATS
+@pytest.mark.parametrize("change", FEATURE_LAYOUTS, ids=name)
+def test_features_in_usual_strides_are_read_without_a_copy(
+    backend: str,
+    kernel_calls: list[str],
+    change: Callable[[Tensor], Tensor],
+    dtype: torch.dtype,
+) -> None:
+    for shape in ((2, 19, 8, 9), (3, 5, 3, 3)):
+        inputs = with_layout(ATTENTION.make_inputs(Geometry(shape, 1), dtype), change, "both")
+        kernel_calls.clear()
+        assert_matches_truth(ATTENTION, inputs)
+        assert kernel_calls == ATTENTION.kernel_calls  # no second call after a copy
+
+
+@pytest.mark.parametrize("change", FEATURE_LAYOUTS + AWKWARD_LAYOUTS, ids=name)
+def test_features_in_any_strides(backend: str, change: Callable[[Tensor], Tensor]) -> None:
+    plain = ATTENTION.make_inputs(Geometry((2, 19, 8, 9), 1, (2, 6, 8, 9)))
+    for which in ("student", "teacher", "both"):
+        inputs = with_layout(plain, change, which)
+        assert_matches_truth(ATTENTION, inputs)
+        _, grad = value_and_grad(ATTENTION, inputs, False)
+        assert grad.stride() == torch.empty_like(inputs.tensors[0]).stride()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 2, 3, 4), (2, 3, 1, 2, 1, 2, 1, 2, 2)])
+def test_features_of_any_rank(backend: str, shape: tuple[int, ...]) -> None:
+    assert_matches_truth(ATTENTION, ATTENTION.make_inputs(Geometry(shape, 1)))
+
+
+@HALVES_AND_FLOATS
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [((2, 5, 8, 6), (2, 3, 4, 6)), ((2, 5, 4, 6), (2, 3, 8, 6)), ((2, 5, 9, 3), (2, 3, 4, 7))],
+)
+def test_features_of_other_sizes(
+    backend: str,
+    kernel_calls: list[str],
+    student: tuple[int, ...],
+    teacher: tuple[int, ...],
+    dtype: torch.dtype,
+) -> None:
+    case = dataclasses.replace(ATTENTION, options={"interpolate": True})
+    inputs = case.make_inputs(Geometry(student, 1, teacher), dtype)
+    assert_matches_truth(case, inputs)
+    assert kernel_calls == case.kernel_calls

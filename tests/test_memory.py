@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extra memory: the gradient in the student's dtype plus a little per row, and nothing else."""
+"""Extra memory: a gradient and a little per row, tables of N x N for relations, nothing else."""
 
 import pytest
 import torch
-from cases import PLAIN_CASES, Geometry, Inputs, LossCase
+from cases import ATTENTION, KD_LOSS, PLAIN_PAIR_CASES, Geometry, Inputs, LossCase
 
 from benchmarks.memory import peak_resident_bytes, peak_tensor_bytes
 
@@ -20,7 +20,7 @@ def gradient_of(case: LossCase, inputs: Inputs, factor: float) -> torch.Tensor:
 @pytest.mark.parametrize(
     "geometry", [Geometry((512, 4000)), Geometry((4, 21, 200, 200), 1)], ids=str
 )
-@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+@pytest.mark.parametrize("case", [KD_LOSS], ids=str)
 def test_forward_and_backward_hold_one_gradient(
     backend: str, case: LossCase, geometry: Geometry, dtype: torch.dtype, factor: float
 ) -> None:
@@ -31,7 +31,7 @@ def test_forward_and_backward_hold_one_gradient(
     assert gradient <= peak <= gradient + 16 * rows + 4096
 
 
-@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+@pytest.mark.parametrize("case", [KD_LOSS], ids=str)
 def test_the_kernel_holds_no_buffers_of_its_own(backend: str, case: LossCase) -> None:
     # 256 MB of logits a side: a hidden copy would show in the resident set.
     inputs = case.make_inputs(Geometry((8192, 8192)))
@@ -40,3 +40,51 @@ def test_the_kernel_holds_no_buffers_of_its_own(backend: str, case: LossCase) ->
     if peak is None:
         pytest.skip("the kernel of this system does not tell the peak resident set")
     assert peak <= 1.05 * gradient + 2**22
+
+
+# Most tables of rows x rows floats that a relational kernel holds: of distances and angles.
+MOST_TABLES = 12
+
+
+def tables_of(case: LossCase, rows: int, width: int) -> float:
+    """Peak of forward and backward in tables of rows x rows floats, beside the gradient."""
+    inputs = case.make_inputs(Geometry((rows, width)))
+    peak = peak_tensor_bytes(lambda: gradient_of(case, inputs, 0.3))
+    return (peak - 2 * inputs.tensors[0].nbytes) / (4 * rows * rows)  # and its product with 0.3
+
+
+@pytest.mark.parametrize("case", PLAIN_PAIR_CASES, ids=str)
+def test_relations_hold_tables_of_pairs_only(cpu_backend: str, case: LossCase) -> None:
+    small, wide, large = (tables_of(case, *of) for of in ((128, 64), (128, 512), (256, 64)))
+    # Copies of the embeddings in a kernel's order come on top, one a side.
+    assert wide <= small + 2 * (512 - 64) / 128
+    assert large <= small <= MOST_TABLES
+
+
+def test_rkd_is_far_from_what_the_original_holds(cpu_backend: str) -> None:
+    rows, width = 256, 512
+    case = next(case for case in PLAIN_PAIR_CASES if case.loss == "rkd_loss")
+    inputs = case.make_inputs(Geometry((rows, width)))
+    peak = peak_tensor_bytes(lambda: gradient_of(case, inputs, 1.0))
+    assert peak < 4 * rows * rows * width / 10
+    assert peak < 4 * rows**3 / 4
+
+
+@pytest.mark.parametrize("case", PLAIN_PAIR_CASES, ids=str)
+def test_relational_kernels_hold_no_buffers_of_their_own(cpu_backend: str, case: LossCase) -> None:
+    # 16 MB of embeddings a side: a hidden copy would show.
+    inputs = case.make_inputs(Geometry((256, 16384)))
+    inputs.tensors[0].requires_grad_()
+    seen = peak_tensor_bytes(lambda: gradient_of(case, inputs, 1.0))
+    peak = peak_resident_bytes(lambda: gradient_of(case, inputs, 1.0))
+    if peak is None:
+        pytest.skip("the kernel of this system does not tell the peak resident set")
+    assert peak <= 1.05 * seen + 2**22
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_holds_one_gradient_and_maps(backend: str, dtype: torch.dtype) -> None:
+    inputs = ATTENTION.make_inputs(Geometry((16, 64, 40, 40), 1), dtype)
+    gradient, maps = inputs.tensors[0].nbytes, 4 * 16 * 40 * 40
+    peak = peak_tensor_bytes(lambda: gradient_of(ATTENTION, inputs, 0.3))
+    assert gradient <= peak <= gradient + 6 * maps + 4096

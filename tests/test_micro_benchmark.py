@@ -7,17 +7,23 @@ Each test runs its call once, as a smoke test. To time them:
 
 import pytest
 import torch
-from cases import PLAIN_CASES, Geometry, Inputs, LossCase
+from cases import KD_LOSS, PLAIN_BATCH_CASES, Geometry, Inputs, LossCase
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 SMALL = (Geometry((1, 10)), Geometry((8, 10)), Geometry((128, 10)), Geometry((32, 100)))
+CALLS = [
+    *((KD_LOSS, geometry) for geometry in SMALL),
+    *((case, case.geometry) for case in PLAIN_BATCH_CASES),
+]
+small_calls = pytest.mark.parametrize(
+    ("case", "geometry"), CALLS, ids=[f"{case}-{geometry}" for case, geometry in CALLS]
+)
 
 
 @pytest.mark.benchmark(group="forward and backward")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("geometry", SMALL, ids=str)
-@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+@small_calls
 def test_small_call_runs(
     benchmark: BenchmarkFixture,
     request: pytest.FixtureRequest,
@@ -39,8 +45,7 @@ def test_small_call_runs(
 
 
 @pytest.mark.benchmark(group="forward under no_grad")
-@pytest.mark.parametrize("geometry", SMALL, ids=str)
-@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+@small_calls
 def test_small_call_runs_without_gradients(
     benchmark: BenchmarkFixture,
     request: pytest.FixtureRequest,

@@ -303,7 +303,8 @@ def test_nvcc_that_fails_fails_the_build(
     setuptools = pytest.importorskip("setuptools")
     setup = load_setup()
     monkeypatch.setattr(setup, "BUILD", tmp_path / "build")
-    monkeypatch.setattr(setup.modules, "sources", lambda *_: ("csrc/cuda/launch.cu",))
+    one_file = {("csrc/cuda/*.cpp", "csrc/cuda/*.cu"): ("csrc/cuda/launch.cu",)}
+    monkeypatch.setattr(setup.modules, "sources", lambda *patterns: one_file.get(patterns, ()))
     command = setup.NinjaBuild(setuptools.Distribution())
     command.build_lib = str(tmp_path / "lib")
     command.extensions = [setup.Extension("fastkd._cuda", [])]

@@ -7,16 +7,34 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from cases import CASES
+from cases import CASES, PLAIN_CASES
 
+import fastkd
 from benchmarks.report import render_summary
 from benchmarks.results import results_from_json
-from fastkd import functional
+from fastkd import functional, nn, reference
 
 ROOT = Path(__file__).parents[1]
 LOSSES = functional.__all__
-PLACES = ("fastkd/losses/{}.py", "fastkd/ops/{}.py", "fastkd/reference/{}.py")
-CORE_PLACES = ("csrc/losses/{}.h", "csrc/cpu/{}.cpp", "csrc/cuda/{}.cu")
+PLACES = ("fastkd/losses/{}.py", "fastkd/reference/{}.py")
+KERNEL_PLACES = ("fastkd/ops/{}.py", "csrc/cpu/{}.cpp", "csrc/cuda/{}.cu")
+FORMULA = "csrc/losses/{}.h"
+# Which losses a kernel serves.
+KERNELS = {
+    "kd_loss": ("kd_loss",),
+    "rkd_loss": ("rkd_distance_loss", "rkd_angle_loss", "rkd_loss"),
+    "similarity_loss": (
+        "similarity_preserving_loss",
+        "cosine_similarity_loss",
+        "pkt_loss",
+        "correlation_loss",
+    ),
+    "attention_transfer_loss": ("attention_transfer_loss",),
+}
+SUMS = {"rkd_loss": ("rkd_distance_loss", "rkd_angle_loss")}  # of losses that have their formula
+# Of torch's own operations, where these are as fast: no kernel, and tests of their own.
+COMPOSED = {"fsp_loss", "hint_loss", "logit_mse_loss", "nst_loss"}
+NATIVE = {loss for served in KERNELS.values() for loss in served}
 TORCH_INCLUDE = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|caffe2)/')
 
 pytestmark = pytest.mark.skipif(
@@ -28,21 +46,56 @@ def files(*patterns: str) -> list[Path]:
     return sorted(path for pattern in patterns for path in ROOT.glob(pattern))
 
 
+def test_every_loss_is_of_one_kind() -> None:
+    assert not NATIVE & COMPOSED
+    assert {*LOSSES} == NATIVE | COMPOSED
+    assert sum(map(len, KERNELS.values())) == len(NATIVE), "two kernels serve one loss"
+
+
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("place", [*PLACES, *CORE_PLACES])
+@pytest.mark.parametrize("place", PLACES)
 def test_loss_stands_in_all_its_places(loss: str, place: str) -> None:
     assert (ROOT / place.format(loss)).is_file()
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("place", KERNEL_PLACES)
+def test_kernel_stands_in_all_its_places(kernel: str, place: str) -> None:
+    assert (ROOT / place.format(kernel)).is_file()
+
+
+@pytest.mark.parametrize("loss", sorted(NATIVE - {*SUMS}))
+def test_loss_with_a_kernel_has_its_formula(loss: str) -> None:
+    assert (ROOT / FORMULA.format(loss)).is_file()
+
+
 @pytest.mark.parametrize("loss", LOSSES)
-def test_loss_has_cases(loss: str) -> None:
-    assert loss in {case.loss for case in CASES}
+def test_loss_has_a_module(loss: str) -> None:
+    assert loss.replace("_", "") in {name.lower() for name in nn.__all__}
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_folders_of_losses_hold_public_losses_only(place: str) -> None:
-    public_files = {path.stem for path in files(place.format("*")) if path.stem[0] != "_"}
-    assert public_files == set(LOSSES)
+def test_cases_are_of_all_losses_with_a_kernel() -> None:
+    assert {case.loss for case in CASES} == NATIVE
+    assert {case.loss for case in PLAIN_CASES} == NATIVE
+    for case in CASES:
+        kernel = next(kernel for kernel, served in KERNELS.items() if case.loss in served)
+        assert case.kernels.forward == kernel
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        *((place, {*LOSSES}) for place in PLACES),
+        (KERNEL_PLACES[0], {*KERNELS}),
+    ],
+)
+def test_folders_of_losses_hold_public_losses_only(place: str, expected: set[str]) -> None:
+    assert {path.stem for path in files(place.format("*")) if path.stem[0] != "_"} == expected
+
+
+def test_losses_are_in_every_public_list() -> None:
+    assert {*reference.__all__} == {*LOSSES}
+    assert {*LOSSES, *nn.__all__} <= {*fastkd.__all__}
 
 
 def test_core_includes_no_torch_header() -> None:

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vocabulary of a loss functor on one float. cpu/vec.h has the same functions on sixteen lanes.
+// The vocabulary of a loss functor on one float or double. cpu/vec.h has the same functions on
+// sixteen floats, cpu/vec_double.h on sixteen doubles.
 #pragma once
 
 #include "core/portable.h"
@@ -41,5 +42,61 @@ struct ThisLane {
   bool active;
 };
 FASTKD_HOST_DEVICE float keep(ThisLane lane, float x) { return lane.active ? x : 0.0f; }
+
+// ---- of relational losses, on floats and doubles ----
+
+FASTKD_HOST_DEVICE double fma(double a, double b, double c) {
+#if defined(__CUDACC__) || defined(__FMA__)
+  return ::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+FASTKD_HOST_DEVICE float sqrt(float x) { return ::sqrtf(x); }
+FASTKD_HOST_DEVICE double sqrt(double x) { return ::sqrt(x); }
+FASTKD_HOST_DEVICE double log(double x) { return ::log(x); }
+FASTKD_HOST_DEVICE double exp(double x) { return ::exp(x); }
+
+FASTKD_HOST_DEVICE float to_single(double x) { return static_cast<float>(x); }
+
+// The larger; NaN in x stays.
+FASTKD_HOST_DEVICE float at_least(float bound, float x) { return x < bound ? bound : x; }
+FASTKD_HOST_DEVICE double at_least(double bound, double x) { return x < bound ? bound : x; }
+
+// value where x > bound, else 0.
+FASTKD_HOST_DEVICE float zero_unless_above(float bound, float x, float value) {
+  return x > bound ? value : 0.0f;
+}
+FASTKD_HOST_DEVICE double zero_unless_above(double bound, double x, double value) {
+  return x > bound ? value : 0.0;
+}
+
+// To [-bound, bound]; NaN stays.
+FASTKD_HOST_DEVICE float clamp(float x, float bound) {
+  return x > bound ? bound : x < -bound ? -bound : x;
+}
+FASTKD_HOST_DEVICE double clamp(double x, double bound) {
+  return x > bound ? bound : x < -bound ? -bound : x;
+}
+
+// -1, 0 or 1; NaN stays.
+FASTKD_HOST_DEVICE float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }
+FASTKD_HOST_DEVICE double sign(double x) { return x > 0.0 ? 1.0 : x < 0.0 ? -1.0 : x; }
+
+// What one lane of V holds.
+template <class V>
+struct LaneOf {
+  using type = typename V::Lane;
+};
+template <>
+struct LaneOf<float> {
+  using type = float;
+};
+template <>
+struct LaneOf<double> {
+  using type = double;
+};
+template <class V>
+using Lane = typename LaneOf<V>::type;
 
 }  // namespace fastkd

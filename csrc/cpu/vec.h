@@ -128,9 +128,34 @@ inline Native native_log(Native x) {
   return x >= 0.0f ? result : not_a_number;
 }
 
+inline Native native_sqrt(Native x) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(x);
+#else
+  Native out;
+  for (int i = 0; i < kNativeLanes; ++i) out[i] = ::sqrtf(x[i]);
+  return out;
+#endif
+}
+
+// To [-bound, bound]; NaN stays.
+inline Native native_clamp(Native x, Native bound) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(bound, _mm512_max_ps(-bound, x));  // x where either is NaN
+#elif defined(__AVX2__)
+  return _mm256_min_ps(bound, _mm256_max_ps(-bound, x));
+#else
+  const Native low = x < -bound ? -bound : x;
+  return low > bound ? bound : low;
+#endif
+}
+
 // ---- sixteen lanes ----------------------------------------------------------------------------
 
 struct Vec {
+  using Lane = float;
   Native part[kParts];
 
   Vec() = default;
@@ -140,12 +165,15 @@ struct Vec {
 #if defined(__AVX512F__)
   explicit Vec(__m512 x) { part[0] = x; }
 #endif
+  // Part by part: GCC keeps what it copies whole in memory.
   static Vec load(const float* p) {
     Vec v;
-    memcpy(&v, p, sizeof(v));
+    for (int i = 0; i < kParts; ++i) memcpy(&v.part[i], p + i * kNativeLanes, sizeof(Native));
     return v;
   }
-  void store(float* p) const { memcpy(p, this, sizeof(*this)); }
+  void store(float* p) const {
+    for (int i = 0; i < kParts; ++i) memcpy(p + i * kNativeLanes, &part[i], sizeof(Native));
+  }
 };
 
 template <class F>
@@ -189,6 +217,24 @@ inline Vec subtract_where_equal(Vec x, Vec y, Vec a, Vec b) {
 }
 // x < 0 becomes 0; NaN stays.
 inline Vec clamp_below_zero(Vec x) { return max(Vec(0.0f), x); }
+
+inline Vec sqrt(Vec x) {
+  return each([&](int i) { return native_sqrt(x.part[i]); });
+}
+inline Vec clamp(Vec x, Vec bound) {
+  return each([&](int i) { return native_clamp(x.part[i], bound.part[i]); });
+}
+inline Vec sign(Vec x) {
+  return each([&](int i) {
+    const Native negative = x.part[i] < 0.0f ? splat(-1.0f) : x.part[i];
+    return x.part[i] > 0.0f ? splat(1.0f) : negative;
+  });
+}
+// The larger; NaN in x stays.
+inline Vec at_least(Vec bound, Vec x) { return max(bound, x); }
+inline Vec zero_unless_above(Vec bound, Vec x, Vec value) {
+  return each([&](int i) { return x.part[i] > bound.part[i] ? value.part[i] : Native{}; });
+}
 
 // Tree sum: lane i meets i + 8, then i + 4, i + 2, i + 1. The intrinsic adds in the same order.
 inline float sum_lanes(Vec v) {

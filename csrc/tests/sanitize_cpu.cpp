@@ -3,7 +3,9 @@
 #include <thread>
 
 #include "cpu/parallel.h"
+#include "tests/attention_check.h"
 #include "tests/kernel_check.h"
+#include "tests/pair_check.h"
 
 namespace fastkd {
 namespace {
@@ -29,6 +31,8 @@ int run() {
   for (const bool threaded : {false, true}) {
     cpu::set_parallel_for(threaded ? two_threads : nullptr);
     check::run_all(check, kShapes);
+    check::run_pairs(check, check::Entries::kFloats, false);
+    check::run_attention(check);
   }
   return check::report(check);
 }

@@ -8,7 +8,9 @@
 
 #include "backends/simulated_chip.h"
 #include "emulator/settings.h"
+#include "tests/attention_check.h"
 #include "tests/kernel_check.h"
+#include "tests/pair_check.h"
 
 namespace fastkd {
 namespace {
@@ -51,6 +53,10 @@ int run(bool brief) {
           check::run_all(check, kFewShapes);
         } else {
           check::run_all(check, kShapes);
+        }
+        if (capability == 90) {  // the same on every chip
+          check::run_pairs(check, check::Entries::kDoubles, brief);
+          check::run_attention(check, brief);
         }
       } catch (const std::exception& fault) {
         printf("%s\n", fault.what());

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Knowledge distillation with soft targets at a temperature."""
 
-import functools
-
 import torch
 from torch import Tensor
 
 from fastkd import _front, _validation
 from fastkd._options import Divergence, KDLossInputs, KDLossOptions, Reduction
+from fastkd.losses._path import option_words, options_of
 from fastkd.ops import kd_loss as ops
 from fastkd.reference.kd_loss import evaluate as evaluate_reference
 
@@ -101,7 +100,8 @@ def kd_loss(
     """
     return _call(
         KDLossInputs(student_logits, teacher_logits, target, sample_weight, num_items),
-        _options(
+        options_of(
+            KDLossOptions,
             temperature,
             alpha,
             divergence,
@@ -160,26 +160,14 @@ class KDLoss(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """The options."""
-        return repr(self.options).removeprefix("KDLossOptions(").removesuffix(")")
-
-
-_cached_options = functools.lru_cache(maxsize=256, typed=True)(KDLossOptions)
-
-
-def _options(*values: object) -> KDLossOptions:
-    if torch.compiler.is_compiling():  # Dynamo does not trace into a cache
-        return KDLossOptions(*values)  # type: ignore[arg-type]
-    try:
-        return _cached_options(*values)
-    except TypeError:  # an unhashable value: construct it for the message that names it
-        return KDLossOptions(*values)  # type: ignore[arg-type]
+        return option_words(self.options)
 
 
 def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     if _front.is_ordinary_call(inputs, options.dim):
         return ops.eager(inputs, options)
     _validation.check_kd_loss(inputs, options)
-    path = _front.choose_path(inputs)
+    path = _front.choose_path(*inputs[:4])
     if path != "reference":
         return (ops.eager if path == "eager" else ops.compiled)(inputs, options)
     if not torch.compiler.is_compiling() and not _front.in_transform():

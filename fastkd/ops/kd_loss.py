@@ -16,6 +16,13 @@ from torch import Tensor
 from fastkd import _backends, _front, _native
 from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._validation import check_kd_loss, read_num_items, target_out_of_range
+from fastkd.ops._graph import (
+    backward_of_reference,
+    check_unchanged,
+    graph_is_kept,
+    versions_of,
+)
+from fastkd.ops._module import module_of
 from fastkd.reference.kd_loss import evaluate
 
 
@@ -45,13 +52,7 @@ def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Re
     if with_grad and student.dtype == torch.float16:
         unscale = torch.empty((), dtype=torch.float32, device=device)
 
-    index = student.get_device()
-    module = _backends.ready_module(index) or _backends.module_for(index)
-    if module is None:  # the front sees to it, but a program may come from another machine
-        raise RuntimeError(
-            f"fastkd::kd_loss has no kernel here ({_backends.failure(index)}), and a program that "
-            "was compiled or exported where there is one needs it: fastkd.kd_loss does not"
-        )
+    module = module_of("kd_loss", student)
     call = _native.KDLossCall(
         *_native_options(module, options, target is not None),
         rows[0] if rows else 1,
@@ -120,7 +121,7 @@ class KDLossFunction(torch.autograd.Function):
         ctx.save_for_backward(grad, unscale, inputs.student)
         # Only double backward needs the rest. It is not saved: a teacher may come from
         # inference_mode, or its buffer may be written again before backward.
-        ctx.constants = inputs[1:], _versions(inputs)
+        ctx.constants = inputs[1:], versions_of(inputs[1:4])
         ctx.options = options
         return loss
 
@@ -129,25 +130,17 @@ class KDLossFunction(torch.autograd.Function):
         """Scale the gradient by grad_loss."""
         grad, unscale, student = ctx.saved_tensors
         constants, versions = ctx.constants
-        kept = _graph_is_kept()
+        kept = graph_is_kept()
         if not kept:
             ctx.constants = None  # lets go of the teacher, as autograd does of saved tensors
         if torch.is_grad_enabled():  # create_graph: the result must be differentiable itself
             inputs = KDLossInputs(student, *constants)
-            if _versions(inputs) != versions:
-                raise RuntimeError(
-                    "kd_loss: teacher_logits, target or sample_weight was changed in place before "
-                    "backward(create_graph=True), which reads it again"
-                )
+            names = "teacher_logits, target or sample_weight"
+            check_unchanged("kd_loss", names, inputs[1:4], versions)
             grad_student = _backward_of_reference(inputs, ctx.options, grad_loss)
         else:
             grad_student = _scale(grad, grad_loss, unscale, ctx.options.dim, kept)
         return grad_student, None, None, None, None, None
-
-
-def _versions(inputs: KDLossInputs) -> list[int | None]:
-    """Counts of in-place changes to teacher, target and sample_weight, where torch counts."""
-    return [None if t is None or t.is_inference() else t._version for t in inputs[1:4]]
 
 
 # Function.apply looks for functorch wrappers and then calls this; the front has excluded them,
@@ -176,22 +169,12 @@ def _scaled(grad: Tensor, grad_loss: Tensor, unscale: Tensor | None, dim: int) -
     return (grad.to(torch.float32) * factor).to(grad.dtype)
 
 
-def _graph_is_kept() -> bool:
-    # True where torch does not tell, and for a dispatcher that may run backward twice.
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return True if ask is None else bool(ask())
-
-
 def _backward_of_reference(
     inputs: KDLossInputs, options: KDLossOptions, grad_loss: Tensor
 ) -> Tensor:
-    with torch.enable_grad():
-        loss = evaluate(inputs.constant(), options)
-    grad: Tensor
-    (grad,) = torch.autograd.grad(
-        loss, inputs.student, grad_loss.to(loss.dtype), create_graph=torch.is_grad_enabled()
+    return backward_of_reference(
+        lambda: evaluate(inputs.constant(), options), inputs.student, grad_loss
     )
-    return grad
 
 
 # The fields of KDLossInputs, then those of KDLossOptions in their order.

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/pair_table.h"
+
+#include <math.h>
+
+#include "losses/similarity.h"
+
+namespace fastkd::cpu {
+
+namespace {
+
+// Values that are summed in one accumulator before they join the total.
+constexpr int64_t kRun = 128;
+
+// One type's lanes, and how many rows of accumulators the registers hold.
+template <class T>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+  using V = Vec;
+  static constexpr int kRows = 8 / kParts;
+};
+template <>
+struct LanesOf<double> {
+  using V = DoubleVec;
+  static constexpr int kRows = kDoubleParts > 4 ? 1 : 8 / kDoubleParts;
+};
+
+inline Vec load_lanes(const float* p) { return Vec::load(p); }
+inline DoubleVec load_lanes(const double* p) { return DoubleVec::load(p); }
+
+// A run of a panel in the type of the sums: floats stay where they are.
+inline const float* in_type(const float* panel, int64_t, float*) { return panel; }
+inline const double* in_type(const float* panel, int64_t count, double* out) {
+  for (int64_t i = 0; i < count * kLanes; i += kLanes) DoubleVec::load(panel + i).store(out + i);
+  return out;
+}
+
+struct SquaredDifference {
+  template <class V>
+  static V add(V sum, V x, V y) {
+    const V difference = x - y;
+    return fma(difference, difference, sum);
+  }
+};
+
+struct Product {
+  template <class V>
+  static V add(V sum, V x, V y) {
+    return fma(x, y, sum);
+  }
+};
+
+// sums[r][lane] += what row r of `left` and row `lane` of `right` make, [count][16] both.
+template <class Relation, class T>
+void add_tile(const T* left, const T* right, int64_t count, T (*sums)[kLanes]) {
+  using V = typename LanesOf<T>::V;
+  constexpr int kRows = LanesOf<T>::kRows;
+  for (int first = 0; first < kLanes; first += kRows) {
+    V run[kRows];
+    for (V& sum : run) sum = V(static_cast<T>(0));
+    for (int64_t f = 0; f < count; ++f) {
+      const V x = load_lanes(right + f * kLanes);
+      for (int r = 0; r < kRows; ++r) {
+        run[r] = Relation::add(run[r], x, V(left[f * kLanes + first + r]));
+      }
+    }
+    for (int r = 0; r < kRows; ++r) (load_lanes(sums[first + r]) + run[r]).store(sums[first + r]);
+  }
+}
+
+// Which pair of panels a task is: (0, 0), (0, 1), ... (0, n - 1), (1, 1), ...
+struct PanelPair {
+  int64_t left, right;
+
+  PanelPair(int64_t task, int64_t count) {
+    const double n = static_cast<double>(2 * count + 1);
+    left = static_cast<int64_t>((n - ::sqrt(n * n - 8.0 * static_cast<double>(task))) / 2.0);
+    while (before(left, count) > task) --left;  // where the root was rounded
+    while (before(left + 1, count) <= task) ++left;
+    right = left + task - before(left, count);
+  }
+  void next(int64_t count) {
+    if (++right == count) right = ++left;
+  }
+  static int64_t before(int64_t left, int64_t count) { return left * (2 * count - left + 1) / 2; }
+};
+
+template <class T>
+void store_tile(const Panels& x, const PairTable<T>& table, const PanelPair& pair,
+                T (*sums)[kLanes]) {
+  const int64_t left = pair.left * kLanes, right = pair.right * kLanes;
+  for (int r = 0; r < kLanes; ++r) {
+    for (int c = 0; c < kLanes; ++c) {
+      if (left + r >= x.rows || right + c >= x.rows) sums[r][c] = static_cast<T>(0);
+    }
+  }
+  for (int r = 0; r < kLanes; ++r) memcpy(table.row(left + r) + right, sums[r], sizeof(sums[r]));
+  if (pair.left == pair.right) return;
+  for (int c = 0; c < kLanes; ++c) {
+    T* const out = table.row(right + c) + left;
+    for (int r = 0; r < kLanes; ++r) out[r] = sums[r][c];
+  }
+}
+
+}  // namespace
+
+bool pack_panels(const Embeddings& embeddings, const Panels& panels) {
+  const int64_t features = embeddings.features;
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      float* const out = panels.panel(p);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int64_t row = p * kLanes + lane;
+        const float* const in = embeddings.data + row * features;
+        for (int64_t f = 0; f < features; ++f) {
+          out[f * kLanes + lane] = row < panels.rows ? in[f] : 0.0f;
+        }
+      }
+    }
+  };
+  return parallel_by_cost(panels.count(), features * kLanes, body);
+}
+
+namespace {
+
+template <class Relation, class T>
+bool fill_table(const Panels& x, const PairTable<T>& table) {
+  const int64_t count = x.count();
+  auto body = [&](int64_t begin, int64_t end) {
+    PanelPair pair(begin, count);
+    T left[kRun * kLanes], right[kRun * kLanes];
+    for (int64_t task = begin; task < end; ++task, pair.next(count)) {
+      T sums[kLanes][kLanes] = {};
+      for (int64_t f = 0; f < x.features; f += kRun) {
+        const int64_t run = x.features - f < kRun ? x.features - f : kRun;
+        add_tile<Relation>(in_type(x.panel(pair.left) + f * kLanes, run, left),
+                           in_type(x.panel(pair.right) + f * kLanes, run, right), run, sums);
+      }
+      store_tile(x, table, pair, sums);
+    }
+  };
+  return parallel_by_cost(count * (count + 1) / 2, x.features * kLanes, body);
+}
+
+}  // namespace
+
+template <class T>
+bool squared_distances(const Panels& x, const PairTable<T>& table) {
+  return fill_table<SquaredDifference>(x, table);
+}
+
+template bool squared_distances<float>(const Panels&, const PairTable<float>&);
+template bool squared_distances<double>(const Panels&, const PairTable<double>&);
+
+template <class T>
+bool inner_products(const Panels& x, const PairTable<T>& table) {
+  return fill_table<Product>(x, table);
+}
+
+template bool inner_products<float>(const Panels&, const PairTable<float>&);
+template bool inner_products<double>(const Panels&, const PairTable<double>&);
+
+double offset_share(const Panels& x) {
+  constexpr int64_t kMaxParts = 64;
+  const int64_t parts = x.features < kMaxParts ? x.features : kMaxParts;
+  double of_mean[kMaxParts], squares[kMaxParts];
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      of_mean[part] = 0.0;
+      DoubleVec square(0.0);
+      const int64_t last = x.features * (part + 1) / parts;
+      for (int64_t f = x.features * part / parts; f < last; ++f) {
+        DoubleVec sum(0.0);
+        for (int64_t p = 0; p < x.count(); ++p) {
+          const DoubleVec value = DoubleVec::load(x.panel(p) + f * kLanes);
+          sum = sum + value;
+          square = fma(value, value, square);
+        }
+        const double total = sum_lanes(sum);
+        of_mean[part] += total * total;
+      }
+      squares[part] = sum_lanes(square);
+    }
+  };
+  // A failing pool fails the next call, too; NaN here only means the careful way.
+  if (!parallel_by_cost(parts, x.features / parts * x.count() * 8, body)) return NAN;
+  double mean = 0.0, square = 0.0;
+  for (int64_t part = 0; part < parts; ++part) {
+    mean += of_mean[part];
+    square += squares[part];
+  }
+  return square > 0.0 ? mean / (square * static_cast<double>(x.rows)) : 0.0;
+}
+
+namespace {
+
+// A run of weights for sixteen rows, side by side: a column of their table is a cache line a page.
+template <Gather kGather>
+struct WeightRun {
+  alignas(64) float weight[kRun][kLanes];
+  alignas(64) float direction[kGather == Gather::kDirected ? kRun : 1][kLanes];
+
+  WeightRun(const PairTable<float>& table, int64_t j, int64_t i, int64_t count) {
+    for (int64_t k = 0; k < count; ++k) {
+      Vec::load(table.row(j + k) + i).store(weight[k]);
+      if constexpr (kGather == Gather::kDirected) {
+        for (int lane = 0; lane < kLanes; ++lane)
+          direction[k][lane] = -direction_of(weight[k][lane]);
+      }
+    }
+  }
+
+  // What x_j gives to the rows `from`.
+  Vec relation(int64_t k, Vec x, Vec from) const {
+    if constexpr (kGather == Gather::kRows) return x;
+    if constexpr (kGather == Gather::kDifferences) return x - from;
+    return fma(Vec::load(direction[kGather == Gather::kDirected ? k : 0]), from, x);
+  }
+};
+
+// One panel of rows and some features of gather.
+template <Gather kGather>
+class Gathering {
+ public:
+  static constexpr int64_t kFeatures = 256;
+  static constexpr int kBlock = 8 / kParts;  // features whose sums the registers hold
+
+  Gathering(const Panels& x, const float* rows, int64_t panel, int64_t first)
+      : x_(x), rows_(rows), mine_(x.panel(panel) + first * kLanes), first_(first) {
+    features_ = x.features - first < kFeatures ? x.features - first : kFeatures;
+  }
+
+  void start(int64_t f, Vec sum) { sum.store(sums_[f]); }
+  int64_t features() const { return features_; }
+  Vec mine(int64_t f) const { return Vec::load(mine_ + f * kLanes); }
+  const float* sums(int64_t f) const { return sums_[f]; }
+
+  // Adds the rows [j, j + count).
+  void add(int64_t j, int64_t count, const WeightRun<kGather>& weights) {
+    int64_t f = 0;
+    for (; f + kBlock <= features_; f += kBlock) add_block<kBlock>(j, count, weights, f);
+    for (; f < features_; ++f) add_block<1>(j, count, weights, f);
+  }
+
+ private:
+  template <int kCount>
+  void add_block(int64_t j, int64_t count, const WeightRun<kGather>& weights, int64_t f) {
+    Vec from[kCount], run[kCount];
+    for (int b = 0; b < kCount; ++b) {
+      from[b] = mine(f + b);
+      run[b] = Vec(0.0f);
+    }
+    const float* other = rows_ + j * x_.features + first_ + f;
+    for (int64_t k = 0; k < count; ++k, other += x_.features) {
+      const Vec weight = Vec::load(weights.weight[k]);
+      for (int b = 0; b < kCount; ++b) {
+        run[b] = fma(weight, weights.relation(k, Vec(other[b]), from[b]), run[b]);
+      }
+    }
+    for (int b = 0; b < kCount; ++b) (Vec::load(sums_[f + b]) + run[b]).store(sums_[f + b]);
+  }
+
+  Panels x_;
+  const float *rows_, *mine_;
+  int64_t first_, features_;
+  alignas(64) float sums_[kFeatures][kLanes];
+};
+
+}  // namespace
+
+template <Gather kGather>
+bool gather(const Panels& x, const float* rows, const PairTable<float>& weights, const float* own,
+            float* out) {
+  using Gathered = Gathering<kGather>;
+  const int64_t chunks = (x.features + Gathered::kFeatures - 1) / Gathered::kFeatures;
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t i = task / chunks * kLanes, first = task % chunks * Gathered::kFeatures;
+      Gathered gathering(x, rows, task / chunks, first);
+      const int64_t features = gathering.features();
+      for (int64_t f = 0; f < features; ++f) {
+        const Vec mine = own == nullptr ? Vec(0.0f) : Vec::load(own + i) * gathering.mine(f);
+        gathering.start(f, mine);
+      }
+      for (int64_t j = 0; j < x.rows; j += kRun) {
+        const int64_t count = x.rows - j < kRun ? x.rows - j : kRun;
+        gathering.add(j, count, WeightRun<kGather>(weights, j, i, count));
+      }
+      for (int lane = 0; lane < kLanes && i + lane < x.rows; ++lane) {
+        float* const row = out + (i + lane) * x.features + first;
+        for (int64_t f = 0; f < features; ++f) row[f] = gathering.sums(f)[lane];
+      }
+    }
+  };
+  const int64_t cycles =
+      x.rows * (x.features < Gathered::kFeatures ? x.features : Gathered::kFeatures);
+  return parallel_by_cost(x.count() * chunks, cycles, body);
+}
+
+template bool gather<Gather::kRows>(const Panels&, const float*, const PairTable<float>&,
+                                    const float*, float*);
+template bool gather<Gather::kDifferences>(const Panels&, const float*, const PairTable<float>&,
+                                           const float*, float*);
+template bool gather<Gather::kDirected>(const Panels&, const float*, const PairTable<float>&,
+                                        const float*, float*);
+
+}  // namespace fastkd::cpu

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+// similarity_loss -> pair_table (products) -> SimilarityRows (losses/*.h) -> pair_table (gradient)
+#include <math.h>
+
+#include "cpu/arena.h"
+#include "cpu/pair_table.h"
+#include "kernels.h"
+#include "losses/similarity_losses.h"
+
+namespace fastkd {
+
+namespace cpu {
+namespace {
+
+// Cosines of a batch that lies within a tenth of its distance from the origin agree in their first
+// digits: from there on they are doubles, at twice the time.
+constexpr double kWideShare = 0.99;
+
+// One batch: inner products of its rows, and the inverse norms.
+template <class T>
+struct Side {
+  PairTable<T> products;
+  double* inverse_norms;
+
+  // Sixteen entries of row i, from column j on.
+  template <bool kCosines>
+  DoubleVec entries(int64_t i, int64_t j) const {
+    const DoubleVec product = DoubleVec::load(products.row(i) + j);
+    if (!kCosines) return product;
+    return product * (DoubleVec(inverse_norms[i]) * DoubleVec::load(inverse_norms + j));
+  }
+};
+
+struct SimilarityWorkspace {
+  Panels panels[2];  // of student and teacher
+  double* products[2];
+  double* inverse_norms[2];
+  PairTable<double> slopes;  // dloss/dentry; kNormalisesRows
+  PairTable<float> weights;  // what the gradient is gathered with
+  float* own;
+  double* row_losses;
+
+  SimilarityWorkspace(Arena& arena, const PairArgs& args) {
+    const int64_t n = args.rows, stride = whole_lanes(n);
+    const Embeddings* const sides[2] = {&args.student, &args.teacher};
+    for (int side = 0; side < 2; ++side) {
+      const int64_t features = sides[side]->features;
+      panels[side] = {arena.take<float>(Panels::elements(n, features)), n, features};
+      products[side] = arena.take<double>(stride * stride);
+      inverse_norms[side] = arena.take<double>(stride);
+    }
+    slopes = {products[1], stride};  // where the teacher's row is done
+    weights = {args.grad == nullptr ? nullptr : arena.take<float>(stride * stride), stride};
+    own = arena.take<float>(stride);
+    row_losses = arena.take<double>(stride);
+  }
+
+  // Floats of both sides share the student's memory.
+  Side<double> side(int k, double) const {
+    return {{products[k], slopes.stride}, inverse_norms[k]};
+  }
+  Side<float> side(int k, float) const {
+    float* const memory = reinterpret_cast<float*>(products[0]);
+    return {{memory + k * slopes.stride * slopes.stride, slopes.stride}, inverse_norms[k]};
+  }
+};
+
+template <class T>
+bool fill(const Side<T>& side, const Panels& panels, double eps) {
+  if (!inner_products(panels, side.products)) return false;
+  for (int64_t i = 0; i < side.products.stride; ++i) {
+    side.inverse_norms[i] = inverse_norm(static_cast<double>(side.products.row(i)[i]), eps);
+  }
+  return true;
+}
+
+// Whether some cosine is near -1. `of_rows`: scratch, [rows].
+bool has_opposites(const Side<float>& side, int64_t rows, double* of_rows, bool* ok) {
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      DoubleVec largest(-1.0);
+      for (int64_t j = 0; j < side.products.stride; j += kLanes) {
+        largest = max(largest, DoubleVec(0.0) - side.entries<true>(i, j));
+      }
+      of_rows[i] = max_lanes(largest);
+    }
+  };
+  *ok &= parallel_by_cost(rows, rows, body);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (of_rows[i] > -kOpposite) return true;
+  }
+  return false;
+}
+
+template <class Loss, class T>
+class SimilarityRows {
+ public:
+  // Doubles keep digits that only differences of embeddings bring to the gradient.
+  static constexpr bool kWide = sizeof(T) == sizeof(double);
+
+  SimilarityRows(const Loss& loss, const SimilarityWorkspace& memory, int64_t rows, double scale,
+                 bool distinct, bool with_grad)
+      : loss_(loss),
+        memory_(memory),
+        student_(memory.side(0, T{})),
+        teacher_(memory.side(1, T{})),
+        rows_(rows),
+        scale_(scale),
+        distinct_(distinct),
+        with_grad_(with_grad) {}
+
+  // The loss of row i, and the slopes or weights of its entries.
+  double row(int64_t i) const {
+    typename Loss::Row row{};
+    double projection = 0.0;
+    if constexpr (Loss::kNormalisesRows) {
+      DoubleVec student(0.0), teacher(0.0);
+      each_entry(i, [&](int64_t, auto first, DoubleVec s, DoubleVec t) {
+        student = student + first(loss_.weight(s));
+        teacher = teacher + first(loss_.weight(t));
+      });
+      row = loss_.row(sum_lanes(student), sum_lanes(teacher));
+    }
+    DoubleVec value(0.0), projected(0.0);
+    each_entry(i, [&](int64_t, auto first, DoubleVec s, DoubleVec t) {
+      value = value + first(loss_.value(row, s, t));
+      if constexpr (Loss::kNormalisesRows)
+        projected = projected + first(loss_.projection(row, s, t));
+    });
+    projection = sum_lanes(projected);
+    double sum = sum_lanes(value);
+    const double s_itself = entry_of_itself(student_, i), t_itself = entry_of_itself(teacher_, i);
+    if (distinct_) {
+      sum -= loss_.value(row, s_itself, t_itself);
+      if constexpr (Loss::kNormalisesRows) projection -= loss_.projection(row, s_itself, t_itself);
+    }
+    if (with_grad_) {
+      if constexpr (Loss::kNormalisesRows) {
+        each_entry(i, [&](int64_t j, auto first, DoubleVec s, DoubleVec t) {
+          first(loss_.slope(row, DoubleVec(projection), s, t)).store(memory_.slopes.row(i) + j);
+        });
+        double& of_itself = memory_.slopes.row(i)[i];
+        if (Loss::kCosines) {
+          of_itself = 0.0;       // constant
+        } else if (distinct_) {  // does not count, but is in the sum of its row
+          of_itself -= loss_.slope(row, 0.0, s_itself, t_itself);
+        }
+      } else {
+        weigh(i, [&](int64_t, DoubleVec s, DoubleVec t) {
+          const DoubleVec slope = loss_.slope(row, DoubleVec(0.0), s, t);
+          return slope + slope;  // the table is symmetric
+        });
+      }
+    }
+    return sum;
+  }
+
+  // Weights of the entries of sixteen rows from their slopes and the transposed ones.
+  void panel(int64_t i) const {
+    for (int r = 0; r < kLanes && i + r < rows_; ++r) {
+      weigh(i + r, [&](int64_t j, DoubleVec, DoubleVec) {
+        double column[kLanes];
+        for (int c = 0; c < kLanes; ++c) {
+          column[c] = j + c < rows_ ? memory_.slopes.row(j + c)[i + r] : 0.0;
+        }
+        return DoubleVec::load(memory_.slopes.row(i + r) + j) + DoubleVec::load(column);
+      });
+    }
+  }
+
+ private:
+  // visit(j, first, s, t) over sixteen entries at a time; first(x) drops what is beyond the row.
+  template <class Visit>
+  void each_entry(int64_t i, const Visit& visit) const {
+    const auto entries = [&](const Side<T>& side, int64_t j) {
+      return side.template entries<Loss::kCosines>(i, j);
+    };
+    int64_t j = 0;
+    for (; j + kLanes <= rows_; j += kLanes) {
+      visit(j, [](DoubleVec x) { return x; }, entries(student_, j), entries(teacher_, j));
+    }
+    if (j == rows_) return;
+    const FirstLanes left{static_cast<int>(rows_ - j)};
+    visit(
+        j, [left](DoubleVec x) { return keep(left, x); }, entries(student_, j),
+        entries(teacher_, j));
+  }
+
+  static double entry_of_itself(const Side<T>& side, int64_t i) {
+    const double square = static_cast<double>(side.products.row(i)[i]);
+    const double inverse = side.inverse_norms[i];
+    return Loss::kCosines ? square * inverse * inverse : square;
+  }
+
+  // `x` times the directions of the cosines.
+  static DoubleVec directed(const double* cosines, DoubleVec x) {
+    double lanes[kLanes];
+    x.store(lanes);
+    for (int c = 0; c < kLanes; ++c) lanes[c] = cosines[c] < kOpposite ? -lanes[c] : lanes[c];
+    return DoubleVec::load(lanes);
+  }
+
+  // What the gradient of row i is gathered with; sum(j, s, t) = slope of (i, j) + slope of (j, i).
+  template <class Sum>
+  void weigh(int64_t i, const Sum& sum) const {
+    const double inverse = student_.inverse_norms[i];
+    DoubleVec own(0.0);
+    each_entry(i, [&](int64_t j, auto first, DoubleVec s, DoubleVec t) {
+      DoubleVec both[1] = {first(sum(j, s, t))};
+      [[maybe_unused]] double cosines[kLanes];
+      if constexpr (Loss::kCosines) {
+        double lanes[kLanes];
+        both[0].store(lanes);
+        if (i >= j && i < j + kLanes) lanes[i - j] = 0.0;  // constant
+        both[0] = DoubleVec::load(lanes);
+        const DoubleVec other = DoubleVec::load(student_.inverse_norms + j);
+        s.store(cosines);
+        own = own + both[0] * ((kWide ? directed(cosines, other) : DoubleVec(0.0)) -
+                               DoubleVec(inverse) * s);
+        both[0] = both[0] * (DoubleVec(inverse) * other);
+      } else if (kWide) {
+        own = own + both[0];
+      }
+      float* const out = memory_.weights.row(i) + j;
+      to_single(both[0] * DoubleVec(scale_)).store(out);
+      if (kWide && Loss::kCosines) {
+        for (int c = 0; c < kLanes; ++c) out[c] = with_direction(out[c], cosines[c] < kOpposite);
+      }
+    });
+    const double factor = Loss::kCosines ? scale_ * inverse : scale_;
+    memory_.own[i] = static_cast<float>(factor * sum_lanes(own));
+  }
+
+  Loss loss_;
+  const SimilarityWorkspace& memory_;
+  Side<T> student_, teacher_;
+  int64_t rows_;
+  double scale_;
+  bool distinct_, with_grad_;
+};
+
+// On filled tables.
+template <class T, class Loss>
+Outcome run_in(const Loss& loss, const PairArgs& args, const SimilarityOptions& options,
+               const SimilarityWorkspace& memory) {
+  const int64_t n = args.rows;
+  bool ok = true;
+  const double scale = loss.scale() * inverse_relations(options.reduction, n, 2);
+  const bool moves = !Loss::kCosines || args.student.features > 1;
+  const SimilarityRows<Loss, T> rows(loss, memory, n, scale,
+                                     options.reduction == PairReduction::kMeanDistinct,
+                                     args.grad != nullptr && moves);
+  auto each_row = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) memory.row_losses[i] = rows.row(i);
+  };
+  ok = ok && parallel_by_cost(n, 6 * n, each_row);
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) sum += memory.row_losses[i];
+  *args.loss = static_cast<float>(scale * sum);
+  const bool finite = ::fabs(sum) <= DBL_MAX;
+  if (args.grad != nullptr && (!finite || !moves)) {
+    const float everywhere = finite ? 0.0f : NAN;
+    for (int64_t i = 0; i < n * args.student.features; ++i) args.grad[i] = everywhere;
+  } else if (args.grad != nullptr) {
+    if constexpr (Loss::kNormalisesRows) {
+      auto each_panel = [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p) rows.panel(p * kLanes);
+      };
+      ok = ok && parallel_by_cost(memory.panels[0].count(), 32 * n, each_panel);
+    }
+    constexpr bool kWide = SimilarityRows<Loss, T>::kWide;
+    constexpr Gather kGather = !kWide           ? Gather::kRows
+                               : Loss::kCosines ? Gather::kDirected
+                                                : Gather::kDifferences;
+    ok = ok && gather<kGather>(memory.panels[0], args.student.data, memory.weights, memory.own,
+                               args.grad);
+  }
+  if (!ok) return {Status::kThreadPoolFailed};
+  return {};
+}
+
+template <class T>
+bool fill_both(const SimilarityWorkspace& memory, double eps) {
+  return fill(memory.side(0, T{}), memory.panels[0], eps) &&
+         fill(memory.side(1, T{}), memory.panels[1], eps);
+}
+
+template <class Loss>
+Outcome run_similarity(const Loss& loss, const PairArgs& args, const SimilarityOptions& options) {
+  Arena arena(args.workspace);
+  const SimilarityWorkspace memory(arena, args);
+  bool ok =
+      pack_panels(args.student, memory.panels[0]) && pack_panels(args.teacher, memory.panels[1]);
+  // Not below: NaN is looked at closely too.
+  bool narrow = ok && offset_share(memory.panels[0]) < kWideShare &&
+                offset_share(memory.panels[1]) < kWideShare;
+  if (narrow) {
+    ok = fill_both<float>(memory, loss.norm_eps());
+    for (int side = 0; Loss::kCountsOpposites && side < 2 && narrow; ++side) {
+      narrow = !has_opposites(memory.side(side, float{}), args.rows, memory.row_losses, &ok);
+    }
+  }
+  if (!narrow) ok = ok && fill_both<double>(memory, loss.norm_eps());
+  if (!ok) return {Status::kThreadPoolFailed};
+  return narrow ? run_in<float>(loss, args, options, memory)
+                : run_in<double>(loss, args, options, memory);
+}
+
+}  // namespace
+}  // namespace cpu
+
+int64_t similarity_loss_workspace(const PairArgs& args, const SimilarityOptions& options) {
+  (void)options;  // all the losses need the same
+  cpu::Arena arena(nullptr);
+  const cpu::SimilarityWorkspace memory(arena, args);
+  return arena.bytes();
+}
+
+Outcome similarity_loss(const PairArgs& args, const SimilarityOptions& options) {
+  return with_similarity_loss(options,
+                              [&](auto loss) { return cpu::run_similarity(loss, args, options); });
+}
+
+}  // namespace fastkd

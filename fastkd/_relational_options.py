@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the relational losses, validated once."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from fastkd._option_checks import check_choice, check_positive, check_real, check_type, check_weight
+
+Criterion = Literal["smooth_l1", "l1", "l2"]
+RelationReduction = Literal["mean", "sum", "mean_distinct"]
+TableReduction = Literal["mean", "sum"]
+
+
+def _check_relation(function: str, criterion: str, beta: float, reduction: str) -> None:
+    check_choice(function, "criterion", criterion, get_args(Criterion))
+    check_real(
+        function, "beta", beta, '> 0 and finite (for 0, criterion="l1")', lambda x: 0 < x < math.inf
+    )
+    check_choice(function, "reduction", reduction, get_args(RelationReduction))
+
+
+@dataclass(frozen=True, slots=True)
+class RKDDistanceOptions:
+    """Of `rkd_distance_loss`."""
+
+    criterion: Criterion = "smooth_l1"
+    beta: float = 1.0
+    reduction: RelationReduction = "mean"
+    squared: bool = False
+    eps: float = 1e-12
+
+    FUNCTION: ClassVar = "rkd_distance_loss"
+
+    def __post_init__(self) -> None:
+        _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
+        check_type(self.FUNCTION, "squared", self.squared, bool)
+        check_positive(self.FUNCTION, "eps", self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class RKDAngleOptions:
+    """Of `rkd_angle_loss`."""
+
+    criterion: Criterion = "smooth_l1"
+    beta: float = 1.0
+    reduction: RelationReduction = "mean"
+    eps: float = 1e-12
+
+    FUNCTION: ClassVar = "rkd_angle_loss"
+
+    def __post_init__(self) -> None:
+        _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
+        check_positive(self.FUNCTION, "eps", self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class RKDOptions:
+    """Of `rkd_loss`."""
+
+    distance_weight: float = 25.0
+    angle_weight: float = 50.0
+    criterion: Criterion = "smooth_l1"
+    beta: float = 1.0
+    reduction: RelationReduction = "mean"
+    squared: bool = False
+    eps: float = 1e-12
+
+    FUNCTION: ClassVar = "rkd_loss"
+
+    def __post_init__(self) -> None:
+        check_weight(self.FUNCTION, "distance_weight", self.distance_weight)
+        check_weight(self.FUNCTION, "angle_weight", self.angle_weight)
+        _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
+        check_type(self.FUNCTION, "squared", self.squared, bool)
+        check_positive(self.FUNCTION, "eps", self.eps)
+
+    def distance(self) -> RKDDistanceOptions:
+        """The distance part's."""
+        return RKDDistanceOptions(self.criterion, self.beta, self.reduction, self.squared, self.eps)
+
+    def angle(self) -> RKDAngleOptions:
+        """The angle part's."""
+        return RKDAngleOptions(self.criterion, self.beta, self.reduction, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class CosineSimilarityOptions:
+    """Of `cosine_similarity_loss`."""
+
+    criterion: Criterion = "smooth_l1"
+    beta: float = 1.0
+    reduction: RelationReduction = "mean"
+    eps: float = 1e-12
+
+    FUNCTION: ClassVar = "cosine_similarity_loss"
+
+    def __post_init__(self) -> None:
+        _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
+        check_positive(self.FUNCTION, "eps", self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class CorrelationOptions:
+    """Of `correlation_loss`."""
+
+    gamma: float = 0.4
+    reduction: RelationReduction = "mean"
+    eps: float = 1e-12
+
+    FUNCTION: ClassVar = "correlation_loss"
+
+    def __post_init__(self) -> None:
+        check_positive(self.FUNCTION, "gamma", self.gamma)
+        check_choice(self.FUNCTION, "reduction", self.reduction, get_args(RelationReduction))
+        check_positive(self.FUNCTION, "eps", self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarityPreservingOptions:
+    """Of `similarity_preserving_loss`."""
+
+    reduction: TableReduction = "mean"
+    eps: float = 1e-12
+
+    FUNCTION: ClassVar = "similarity_preserving_loss"
+
+    def __post_init__(self) -> None:
+        check_choice(self.FUNCTION, "reduction", self.reduction, get_args(TableReduction))
+        check_positive(self.FUNCTION, "eps", self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class PKTOptions:
+    """Of `pkt_loss`."""
+
+    reduction: TableReduction = "mean"
+    eps: float = 1e-7
+
+    FUNCTION: ClassVar = "pkt_loss"
+
+    def __post_init__(self) -> None:
+        check_choice(self.FUNCTION, "reduction", self.reduction, get_args(TableReduction))
+        check_positive(self.FUNCTION, "eps", self.eps)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relational distillation by the cosines of pairs."""
+
+import torch
+from torch import Tensor
+
+from fastkd._relational_options import CosineSimilarityOptions, Criterion, RelationReduction
+from fastkd._validation import check_embeddings
+from fastkd.losses._path import call, option_words, options_of
+from fastkd.ops.similarity_loss import cosine as paths
+from fastkd.reference.cosine_similarity_loss import evaluate
+
+
+def cosine_similarity_loss(
+    student_embeddings: Tensor,
+    teacher_embeddings: Tensor,
+    *,
+    criterion: Criterion = "smooth_l1",
+    beta: float = 1.0,
+    reduction: RelationReduction = "mean",
+    eps: float = 1e-12,
+) -> Tensor:
+    r"""Distil the cosines between the examples of a batch.
+
+    With :math:`c_{ij} = \langle x_i, x_j \rangle / (\|x_i\|_2 \|x_j\|_2)` of each side, the loss is
+    the mean over all i and j of
+
+    .. math::
+        \ell_{ij} = \mathrm{criterion}(c_{ij}^S - c_{ij}^T)
+
+    It compares relations, the table of the student's batch with the table of the teacher's; the
+    embeddings themselves are never compared, so their widths may differ. Arithmetic is float32 at
+    least; the gradient is computed together with the loss, in O(N^2) memory, and double backward
+    (create_graph) runs through the PyTorch reference.
+
+    Degenerate rows: an embedding no longer than `eps` has no direction: all its cosines are 0, the
+    one with itself too, and nothing moves it. Any other has the cosine 1 with itself. With N = 1
+    the loss is 0 unless one side's embedding is zero. NaN or infinity in the embeddings gives NaN.
+    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+
+    Args:
+        student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
+            The only argument that gets a gradient.
+        teacher_embeddings: (N, D'), rows of the same examples; its own width and dtype. Need not be
+            detached; to train the teacher too, see `fastkd.reference`.
+        criterion: "smooth_l1" (Huber's function over `beta`), "l1" or "l2" (the square, without
+            1/2), as torch.nn.functional's losses of those names.
+        beta: where "smooth_l1" goes from the square to the absolute value, > 0.
+        reduction: "mean" over all N^2 entries, "sum", or "mean_distinct" over the N (N - 1) pairs
+            of different examples.
+        eps: the largest norm that has no direction, > 0.
+
+    Returns:
+        The loss, 0-d: float32, or float64 if one of the embeddings is.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or values that do not fit.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+
+    References:
+        Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068,
+        equation 3, with the cosine as the potential of a pair.
+
+    Example:
+        >>> import torch, fastkd
+        >>> student = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+        >>> teacher = torch.tensor([[1.0], [1.0]])
+        >>> loss = fastkd.cosine_similarity_loss(student, teacher)
+        >>> loss.backward()
+        >>> loss.item()
+        0.25
+    """
+    options = options_of(CosineSimilarityOptions, criterion, beta, reduction, eps)
+    check_embeddings("cosine_similarity_loss", student_embeddings, teacher_embeddings)
+    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+
+
+class CosineSimilarityLoss(torch.nn.Module):
+    """Module form of `fastkd.cosine_similarity_loss`: it stores the options."""
+
+    def __init__(
+        self,
+        *,
+        criterion: Criterion = "smooth_l1",
+        beta: float = 1.0,
+        reduction: RelationReduction = "mean",
+        eps: float = 1e-12,
+    ) -> None:
+        """Store the options; see `fastkd.cosine_similarity_loss`."""
+        super().__init__()
+        self.options = CosineSimilarityOptions(criterion, beta, reduction, eps)
+
+    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
+        """Compute the loss; see `fastkd.cosine_similarity_loss`."""
+        check_embeddings("cosine_similarity_loss", student_embeddings, teacher_embeddings)
+        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return option_words(self.options)

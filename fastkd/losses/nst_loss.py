@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Neuron selectivity transfer: where in the picture the channels respond."""
+
+import torch
+from torch import Tensor
+
+from fastkd._feature_options import ExampleReduction, NSTOptions
+from fastkd._validation import check_maps
+from fastkd.losses._path import option_words, options_of
+from fastkd.reference.nst_loss import evaluate
+
+
+def nst_loss(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    *,
+    interpolate: bool = False,
+    reduction: ExampleReduction = "mean",
+) -> Tensor:
+    r"""Distil the distribution of the channels' selectivity patterns.
+
+    A channel's map, flattened over its positions and scaled to Euclidean norm 1, is one sample;
+    the loss of an example is the squared maximum mean discrepancy between the student's samples
+    :math:`s_i` and the teacher's :math:`t_j` for the polynomial kernel
+    :math:`k(x, y) = (x^\top y)^2`:
+
+    .. math::
+        \ell = \frac{1}{C_S^2} \sum_{ij} k(s_i, s_j) + \frac{1}{C_T^2} \sum_{ij} k(t_i, t_j)
+             - \frac{2}{C_S C_T} \sum_{ij} k(s_i, t_j)
+             = \Big\| \frac{S^\top S}{C_S} - \frac{T^\top T}{C_T} \Big\|_F^2
+
+    with S of shape (C, positions). It is computed from Gram matrices over the channels or, where
+    that is less work (small maps of many channels), over the positions. Over the positions no
+    digits cancel; over the channels the three terms are subtracted, so the loss carries the
+    rounding of its largest term, about 1e-7 in float32, and may be as much below 0. Equal features
+    give exactly 0.
+
+    A map with a norm of at most 1e-12 counts as zeros and gets no gradient. Arithmetic is float32
+    at least, whatever the features' type, under autocast too.
+
+    Args:
+        student_features: (N, C, H, W) or (N, C, ...), float32, bfloat16, float16 or float64. The
+            only argument that gets a gradient.
+        teacher_features: (N, C', H, W); its own number of channels and dtype. Need not be detached;
+            to train the teacher too, see `fastkd.reference`.
+        interpolate: whether height and width may differ between the two; the larger are then
+            averaged down to the smaller (adaptive_avg_pool2d).
+        reduction: "mean" or "sum" over the examples.
+
+    Returns:
+        The loss, 0-d: float32, or float64 if one of the features is.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or values that do not fit.
+
+    References:
+        Huang, Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer,
+        arXiv:1707.01219, section 4, the polynomial kernel with d = 2 and c = 0.
+
+    Example:
+        >>> import torch, fastkd
+        >>> student = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2).requires_grad_()
+        >>> teacher = torch.tensor([[3.0, 4.0], [4.0, -3.0]]).view(1, 2, 1, 2)
+        >>> loss = fastkd.nst_loss(student, teacher)
+        >>> loss.backward()
+        >>> round(loss.item(), 4)
+        0.5
+    """
+    options = options_of(NSTOptions, interpolate, reduction)
+    return _call(student_features, teacher_features, options)
+
+
+class NSTLoss(torch.nn.Module):
+    """Module form of `fastkd.nst_loss`: it stores the options."""
+
+    def __init__(self, *, interpolate: bool = False, reduction: ExampleReduction = "mean") -> None:
+        """Store the options; see `fastkd.nst_loss`."""
+        super().__init__()
+        self.options = NSTOptions(interpolate, reduction)
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+        """Compute the loss; see `fastkd.nst_loss`."""
+        return _call(student_features, teacher_features, self.options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return option_words(self.options)
+
+
+def _call(student: Tensor, teacher: Tensor, options: NSTOptions) -> Tensor:
+    check_maps("nst_loss", student, teacher, options.interpolate)
+    return evaluate(student, teacher.detach(), options)

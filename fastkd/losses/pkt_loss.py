@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probabilistic knowledge transfer."""
+
+import torch
+from torch import Tensor
+
+from fastkd._relational_options import PKTOptions, TableReduction
+from fastkd._validation import check_embeddings
+from fastkd.losses._path import call, option_words, options_of
+from fastkd.ops.similarity_loss import pkt as paths
+from fastkd.reference.pkt_loss import evaluate
+
+
+def pkt_loss(
+    student_embeddings: Tensor,
+    teacher_embeddings: Tensor,
+    *,
+    reduction: TableReduction = "mean",
+    eps: float = 1e-7,
+) -> Tensor:
+    r"""Distil how probable the examples of a batch are as neighbours of each other.
+
+    With :math:`k_{ij} = (\cos(x_i, x_j) + 1) / 2` of each side, and its rows divided by their sums,
+    p of the teacher and q of the student, the loss is the mean over all i and j of
+
+    .. math::
+        \ell_{ij} = p_{ij} \log \frac{p_{ij} + \mathrm{eps}}{q_{ij} + \mathrm{eps}}
+
+    in nats, the examples themselves among their neighbours. Arithmetic is float32 at least; the
+    gradient is computed together with the loss, in O(N^2) memory, and double backward
+    (create_graph) runs through the PyTorch reference.
+
+    Degenerate rows: an embedding no longer than 1e-12 has no direction: all its cosines are 0, the
+    one with itself too, and nothing moves it. Any other has the cosine 1 with itself. With N = 1
+    the loss is 0. NaN or infinity in the embeddings gives NaN.
+    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+
+    Args:
+        student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
+            The only argument that gets a gradient.
+        teacher_embeddings: (N, D'), rows of the same examples; its own width and dtype. Need not be
+            detached; to train the teacher too, see `fastkd.reference`.
+        reduction: "mean" over all N^2 entries, as the original code, or "sum".
+        eps: added to the probabilities in the logarithm, > 0.
+
+    Returns:
+        The loss, 0-d: float32, or float64 if one of the embeddings is.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or values that do not fit.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+
+    References:
+        Passalis, Tefas: Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV
+        2018, arXiv:1803.10837, equations 3 to 6. The authors' code adds eps to the norms too.
+
+    Example:
+        >>> import torch, fastkd
+        >>> student = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+        >>> teacher = torch.tensor([[1.0], [1.0]])
+        >>> loss = fastkd.pkt_loss(student, teacher)
+        >>> loss.backward()
+        >>> round(loss.item(), 4)
+        0.0294
+    """
+    options = options_of(PKTOptions, reduction, eps)
+    check_embeddings("pkt_loss", student_embeddings, teacher_embeddings)
+    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+
+
+class PKTLoss(torch.nn.Module):
+    """Module form of `fastkd.pkt_loss`: it stores the options."""
+
+    def __init__(self, *, reduction: TableReduction = "mean", eps: float = 1e-7) -> None:
+        """Store the options; see `fastkd.pkt_loss`."""
+        super().__init__()
+        self.options = PKTOptions(reduction, eps)
+
+    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
+        """Compute the loss; see `fastkd.pkt_loss`."""
+        check_embeddings("pkt_loss", student_embeddings, teacher_embeddings)
+        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return option_words(self.options)

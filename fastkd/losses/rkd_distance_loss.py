@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relational distillation by the distances of pairs."""
+
+import torch
+from torch import Tensor
+
+from fastkd._relational_options import Criterion, RelationReduction, RKDDistanceOptions
+from fastkd._validation import check_embeddings
+from fastkd.losses._path import call, option_words, options_of
+from fastkd.ops.rkd_loss import distance as paths
+from fastkd.reference.rkd_distance_loss import evaluate
+
+
+def rkd_distance_loss(
+    student_embeddings: Tensor,
+    teacher_embeddings: Tensor,
+    *,
+    criterion: Criterion = "smooth_l1",
+    beta: float = 1.0,
+    reduction: RelationReduction = "mean",
+    squared: bool = False,
+    eps: float = 1e-12,
+) -> Tensor:
+    r"""Distil the distances between the examples of a batch, relative to their mean.
+
+    With :math:`d_{ij} = \|x_i - x_j\|_2` of each side and :math:`\mu` its mean over all pairs
+    :math:`i \ne j`, the loss is the mean over all i and j of
+
+    .. math::
+        \ell_{ij} = \mathrm{criterion}(d_{ij}^S / \mu^S - d_{ij}^T / \mu^T)
+
+    The gradient goes through the student's mean too. Distances are taken from differences, so a
+    large common offset and near duplicates cost no digits. Arithmetic is float32 at least; the
+    gradient is computed together with the loss, in O(N^2) memory, and double backward
+    (create_graph) runs through the PyTorch reference.
+
+    Degenerate pairs: an example with itself has distance 0 and adds 0. Two examples with
+    :math:`\|x_i - x_j\|^2 \le` `eps` count, in the mean too, with the distance
+    :math:`\sqrt{\mathrm{eps}}`, and nothing moves them. With N = 1 the loss is 0. NaN or infinity
+    in the embeddings gives NaN.
+    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+
+    Args:
+        student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
+            The only argument that gets a gradient.
+        teacher_embeddings: (N, D'), rows of the same examples; its own width and dtype. Need not be
+            detached; to train the teacher too, see `fastkd.reference`.
+        criterion: "smooth_l1" (Huber's function over `beta`), "l1" or "l2" (the square, without
+            1/2), as torch.nn.functional's losses of those names.
+        beta: where "smooth_l1" goes from the square to the absolute value, > 0.
+        reduction: "mean" over all N^2 entries, as the original code, "sum", or "mean_distinct" over
+            the N (N - 1) pairs of different examples.
+        squared: whether d is the squared distance.
+        eps: floor of the squared distances, > 0.
+
+    Returns:
+        The loss, 0-d: float32, or float64 if one of the embeddings is.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or values that do not fit.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+
+    References:
+        Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068,
+        equations 4 to 6. The authors weigh this loss by 25 beside `rkd_angle_loss` by 50:
+        `rkd_loss` is both in one call.
+
+    Example:
+        >>> import torch, fastkd
+        >>> student = torch.tensor([[0.0], [1.0], [3.0]], requires_grad=True)
+        >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+        >>> loss = fastkd.rkd_distance_loss(student, teacher)
+        >>> loss.backward()
+        >>> round(loss.item(), 4)
+        0.0139
+    """
+    options = options_of(RKDDistanceOptions, criterion, beta, reduction, squared, eps)
+    check_embeddings("rkd_distance_loss", student_embeddings, teacher_embeddings)
+    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+
+
+class RKDDistanceLoss(torch.nn.Module):
+    """Module form of `fastkd.rkd_distance_loss`: it stores the options."""
+
+    def __init__(
+        self,
+        *,
+        criterion: Criterion = "smooth_l1",
+        beta: float = 1.0,
+        reduction: RelationReduction = "mean",
+        squared: bool = False,
+        eps: float = 1e-12,
+    ) -> None:
+        """Store the options; see `fastkd.rkd_distance_loss`."""
+        super().__init__()
+        self.options = RKDDistanceOptions(criterion, beta, reduction, squared, eps)
+
+    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
+        """Compute the loss; see `fastkd.rkd_distance_loss`."""
+        check_embeddings("rkd_distance_loss", student_embeddings, teacher_embeddings)
+        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return option_words(self.options)

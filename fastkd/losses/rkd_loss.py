@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relational distillation by distances and angles together."""
+
+import torch
+from torch import Tensor
+
+from fastkd._relational_options import Criterion, RelationReduction, RKDOptions
+from fastkd._validation import check_embeddings
+from fastkd.losses._path import call, option_words, options_of
+from fastkd.ops.rkd_loss import both as paths
+from fastkd.reference.rkd_loss import evaluate
+
+
+def rkd_loss(
+    student_embeddings: Tensor,
+    teacher_embeddings: Tensor,
+    *,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+    criterion: Criterion = "smooth_l1",
+    beta: float = 1.0,
+    reduction: RelationReduction = "mean",
+    squared: bool = False,
+    eps: float = 1e-12,
+) -> Tensor:
+    r"""Distil the distances and the angles of a batch: relational knowledge distillation.
+
+    .. math::
+        \ell = w_D \, \ell_{\mathrm{distance}} + w_A \, \ell_{\mathrm{angle}}
+
+    of `rkd_distance_loss` and `rkd_angle_loss`, in one call: the distances are taken once and serve
+    both. A part that weighs 0 is not computed. What degenerate pairs and triplets add is said
+    there; with N = 1 the loss is 0, and NaN or infinity in the embeddings gives NaN.
+    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+
+    Args:
+        student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
+            The only argument that gets a gradient.
+        teacher_embeddings: (N, D'), rows of the same examples; its own width and dtype. Need not be
+            detached; to train the teacher too, see `fastkd.reference`.
+        distance_weight: of the distance loss, >= 0; 25 is the authors'.
+        angle_weight: of the angle loss, >= 0; 50 is the authors'.
+        criterion: "smooth_l1" (Huber's function over `beta`), "l1" or "l2" (the square, without
+            1/2), as torch.nn.functional's losses of those names.
+        beta: where "smooth_l1" goes from the square to the absolute value, > 0.
+        reduction: "mean" over all N^2 pairs and N^3 triplets, as the original code, "sum", or
+            "mean_distinct" over those of different examples.
+        squared: whether the distance loss compares squared distances.
+        eps: floor of the squared distances in the distance loss, and the largest distance that has
+            no direction in the angle loss, > 0.
+
+    Returns:
+        The loss, 0-d: float32, or float64 if one of the embeddings is.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or values that do not fit.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+
+    References:
+        Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068,
+        section 3.2.
+
+    Example:
+        >>> import torch, fastkd
+        >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+        >>> teacher = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> loss = fastkd.rkd_loss(student, teacher)
+        >>> loss.backward()
+        >>> round(loss.item(), 3)
+        8.274
+    """
+    options = options_of(
+        RKDOptions, distance_weight, angle_weight, criterion, beta, reduction, squared, eps
+    )
+    check_embeddings("rkd_loss", student_embeddings, teacher_embeddings)
+    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+
+
+class RKDLoss(torch.nn.Module):
+    """Module form of `fastkd.rkd_loss`: it stores the options."""
+
+    def __init__(
+        self,
+        *,
+        distance_weight: float = 25.0,
+        angle_weight: float = 50.0,
+        criterion: Criterion = "smooth_l1",
+        beta: float = 1.0,
+        reduction: RelationReduction = "mean",
+        squared: bool = False,
+        eps: float = 1e-12,
+    ) -> None:
+        """Store the options; see `fastkd.rkd_loss`."""
+        super().__init__()
+        self.options = RKDOptions(
+            distance_weight, angle_weight, criterion, beta, reduction, squared, eps
+        )
+
+    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
+        """Compute the loss; see `fastkd.rkd_loss`."""
+        check_embeddings("rkd_loss", student_embeddings, teacher_embeddings)
+        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return option_words(self.options)

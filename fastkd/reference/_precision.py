@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which types the references compute."""
+
+import contextlib
+import functools
+
+import torch
+from torch import Tensor
+
+
+def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """All in the widest of their types, float32 at least."""
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def kept(teacher: Tensor) -> Tensor:
+    """The teacher as autograd may keep it: what inference_mode made has to be copied."""
+    # Dynamo traces no is_inference; there, torch's own error tells of no_grad.
+    if torch.compiler.is_compiling() or not teacher.is_inference():
+        return teacher
+    return teacher.clone()
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Where products keep their operands' type, which autocast would halve."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the relational losses share, in plain PyTorch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastkd.reference import _precision
+
+_CRITERIA: dict[str, Callable[..., Tensor]] = {
+    "l1": functional.l1_loss,
+    "l2": functional.mse_loss,
+}
+
+
+def same_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+    """Both in the wider of their types, float32 at least."""
+    return _precision.same_dtype(student, _precision.kept(teacher))
+
+
+def gram(x: Tensor) -> Tensor:
+    """Inner products of all rows; [..., N, N]."""
+    with _precision.without_autocast(x.device):
+        return x @ x.mT
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """|x_i - x_j|^2 by differences: inner products would cancel for near pairs. [N, N]."""
+    return (x.unsqueeze(1) - x.unsqueeze(0)).square().sum(-1)
+
+
+def on_diagonal(table: Tensor) -> Tensor:
+    """Where the last two indices are the same."""
+    # Made from the table and not by torch.eye: what the table is (fake, say), this is too.
+    return table.new_ones(table.shape[-1], dtype=torch.bool).diag_embed()
+
+
+def inverse_root(square: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(square), and 0 with no gradient where the root is at most eps."""
+    nothing = square <= eps * eps
+    return square.masked_fill(nothing, 1).rsqrt().masked_fill(nothing, 0)
+
+
+def cosine_table(x: Tensor, eps: float) -> Tensor:
+    """Cosines between all rows, 0 for rows no longer than eps. [N, N]."""
+    square = x.square().sum(-1)
+    unit = x * inverse_root(square, eps).unsqueeze(1)
+    table = gram(unit)
+    with_itself = (square > eps * eps).to(x.dtype) + square * 0  # NaN stays
+    return torch.where(on_diagonal(table), with_itself.detach().unsqueeze(1), table)
+
+
+def compare(student: Tensor, teacher: Tensor, criterion: str, beta: float) -> Tensor:
+    """The criterion, entry by entry."""
+    if criterion == "smooth_l1":
+        return functional.smooth_l1_loss(student, teacher, reduction="none", beta=beta)
+    return _CRITERIA[criterion](student, teacher, reduction="none")
+
+
+def reduce_relations(loss: Tensor, reduction: str) -> Tensor:
+    """From the losses of all pairs [N, N], or triplets [N, N, N] with the vertex first."""
+    rows, order = loss.shape[-1], loss.ndim
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        return loss.mean()
+    distinct = 1
+    for i in range(order):
+        distinct *= max(rows - i, 0)
+    return loss.masked_fill(on_diagonal(loss), 0).sum() / max(distinct, 1)

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the relational losses, validated once."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from fastkd._option_checks import check_choice, check_positive, check_real, check_type, check_weight
+from fastkd._option_checks import check_choice, check_real, check_type, check_weight, check_within
 
 Criterion = Literal["smooth_l1", "l1", "l2"]
 RelationReduction = Literal["mean", "sum", "mean_distinct"]
 TableReduction = Literal["mean", "sum"]
 
+EPS_BOUNDS = (1e-18, 1e18)
+
 
 def _check_relation(function: str, criterion: str, beta: float, reduction: str) -> None:
     check_choice(function, "criterion", criterion, get_args(Criterion))
     check_real(
-        function, "beta", beta, '> 0 and finite (for 0, criterion="l1")', lambda x: 0 < x < math.inf
+        function,
+        "beta",
+        beta,
+        'in [1e-18, 1e18] (for 0, criterion="l1")',
+        lambda x: 1e-18 <= x <= 1e18,
     )
     check_choice(function, "reduction", reduction, get_args(RelationReduction))
 
@@ -35,7 +40,7 @@ class RKDDistanceOptions:
     def __post_init__(self) -> None:
         _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
         check_type(self.FUNCTION, "squared", self.squared, bool)
-        check_positive(self.FUNCTION, "eps", self.eps)
+        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class RKDAngleOptions:
 
     def __post_init__(self) -> None:
         _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
-        check_positive(self.FUNCTION, "eps", self.eps)
+        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class RKDOptions:
         check_weight(self.FUNCTION, "angle_weight", self.angle_weight)
         _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
         check_type(self.FUNCTION, "squared", self.squared, bool)
-        check_positive(self.FUNCTION, "eps", self.eps)
+        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
 
     def distance(self) -> RKDDistanceOptions:
         """The distance part's."""
@@ -97,7 +102,7 @@ class CosineSimilarityOptions:
 
     def __post_init__(self) -> None:
         _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
-        check_positive(self.FUNCTION, "eps", self.eps)
+        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +116,9 @@ class CorrelationOptions:
     FUNCTION: ClassVar = "correlation_loss"
 
     def __post_init__(self) -> None:
-        check_positive(self.FUNCTION, "gamma", self.gamma)
+        check_within(self.FUNCTION, "gamma", self.gamma, 1e-6, 1e6)
         check_choice(self.FUNCTION, "reduction", self.reduction, get_args(RelationReduction))
-        check_positive(self.FUNCTION, "eps", self.eps)
+        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,7 @@ class SimilarityPreservingOptions:
 
     def __post_init__(self) -> None:
         check_choice(self.FUNCTION, "reduction", self.reduction, get_args(TableReduction))
-        check_positive(self.FUNCTION, "eps", self.eps)
+        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,4 +146,4 @@ class PKTOptions:
 
     def __post_init__(self) -> None:
         check_choice(self.FUNCTION, "reduction", self.reduction, get_args(TableReduction))
-        check_positive(self.FUNCTION, "eps", self.eps)
+        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)

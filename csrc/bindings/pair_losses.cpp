@@ -45,7 +45,7 @@ void bind_pair_loss(py::module_& m, const std::string& name,
 
 void bind_pair_losses(py::module_& m) {
   py::class_<RkdOptions>(m, "RkdOptions", py::module_local())
-      .def(py::init([](double distance_weight, double angle_weight, int criterion, float beta,
+      .def(py::init([](double distance_weight, double angle_weight, int criterion, double beta,
                        int reduction, bool squared, double eps) {
              RkdOptions options;
              options.distance_weight = distance_weight;

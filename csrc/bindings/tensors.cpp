@@ -55,7 +55,7 @@ bool settle(const Outcome& outcome) {
     case Status::kUnsupportedLayout:
       return false;
     case Status::kTargetOutOfRange:
-      throw py::index_error(std::to_string(outcome.row));  // fastkd/_native.py words it
+      throw py::index_error(std::to_string(outcome.row));  // fastkd/ops/kd_loss.py words it
     case Status::kOutOfMemory:
       throw std::bad_alloc();
     case Status::kThreadPoolFailed:

@@ -48,7 +48,7 @@ struct RkdOptions {
   double distance_weight = 25.0;
   double angle_weight = 50.0;
   Criterion criterion = Criterion::kSmoothL1;
-  float beta = 1.0f;  // of kSmoothL1: where the square becomes the absolute value
+  double beta = 1.0;  // of kSmoothL1: where the square becomes the absolute value
   PairReduction reduction = PairReduction::kMean;
   bool squared = false;  // squared distances in the distance loss
   double eps = 1e-12;    // floor of the squared distances, and of the norms in the angle loss

@@ -87,7 +87,7 @@ double loss_with(const C& criterion, const RkdDistance& distance, int64_t rows, 
 double distance_loss(const RkdOptions& options, int64_t rows, double scale,
                      const DistanceTables& tables, const PairTable<float>& weights, bool* ok) {
   const RkdDistance distance{options.squared, options.eps};
-  return with_criterion(options.criterion, static_cast<double>(options.beta), [&](auto criterion) {
+  return with_criterion(options.criterion, options.beta, [&](auto criterion) {
     return loss_with(criterion, distance, rows, scale, tables, weights, ok);
   });
 }

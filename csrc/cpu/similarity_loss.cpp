@@ -292,7 +292,7 @@ Outcome run_similarity(const Loss& loss, const PairArgs& args, const SimilarityO
   bool ok =
       pack_panels(args.student, memory.panels[0]) && pack_panels(args.teacher, memory.panels[1]);
   // Not below: NaN is looked at closely too.
-  bool narrow = ok && offset_share(memory.panels[0]) < kWideShare &&
+  bool narrow = ok && !loss.wants_doubles() && offset_share(memory.panels[0]) < kWideShare &&
                 offset_share(memory.panels[1]) < kWideShare;
   if (narrow) {
     ok = fill_both<float>(memory, loss.norm_eps());

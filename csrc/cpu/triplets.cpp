@@ -196,7 +196,7 @@ double sum_returns(const C& criterion, const AngleTables& tables, int64_t rows) 
   return criterion.value(c, 1.0) * static_cast<double>(differing);
 }
 
-// From the sums over triplets to dloss/dS, and to what gather_differences is given. Tiles of
+// From the sums over triplets to dloss/dS, and to what the gradient is gathered with. Tiles of
 // sixteen, because the arms (i, j) and (j, i) stand at transposed places.
 void weigh_tile(const AngleTables& tables, float factor, int64_t i, int64_t j,
                 const PairTable<float>& weights, bool add) {
@@ -271,7 +271,7 @@ double angle_loss(const RkdOptions& options, int64_t rows, double scale, double 
     };
     *ok &= parallel_by_cost(weights.stride, weights.stride / 2, clear_all);
   }
-  return with_criterion(options.criterion, static_cast<double>(options.beta), [&](auto criterion) {
+  return with_criterion(options.criterion, options.beta, [&](auto criterion) {
     double sum = 2.0 * (with_grad ? sum_triplets<true>(criterion, tables, rows, ok)
                                   : sum_triplets<false>(criterion, tables, rows, ok));
     if (options.reduction != PairReduction::kMeanDistinct) {

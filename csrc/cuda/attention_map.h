@@ -50,7 +50,7 @@ __device__ __forceinline__ void add_powers(const Power& power, Words (&words)[kV
   static_assert(kVectors % 2 == 0, "vectors are added in pairs");
   with_functor(power, [&](const auto& functor) {
     const auto turn = [&](int word) {
-      float all[kPerWord<T>];
+      float all[kPerWord<T>] = {};
 #pragma unroll
       for (int v = 0; v < kVectors; v += 2) {
         float a[kPerWord<T>], b[kPerWord<T>];
@@ -58,8 +58,7 @@ __device__ __forceinline__ void add_powers(const Power& power, Words (&words)[kV
         unpack_word<T>(words[v + 1].word[word], b);
 #pragma unroll
         for (int i = 0; i < kPerWord<T>; ++i) {
-          const float pair = functor.value(a[i]) + functor.value(b[i]);
-          all[i] = v == 0 ? pair : all[i] + pair;
+          all[i] += functor.value(a[i]) + functor.value(b[i]);
         }
       }
 #pragma unroll

@@ -38,7 +38,7 @@ Outcome run_rkd(const PairArgs& args, const RkdOptions& options) {
   Launcher launch(args.queue);
   launch_squares(launch, args, squares, memory.distance, memory.census);
   launch_summary(launch, memory, options.eps);
-  with_criterion(options.criterion, static_cast<double>(options.beta), [&](const auto& criterion) {
+  with_criterion(options.criterion, options.beta, [&](const auto& criterion) {
     const RkdFactors factors = factors_of(criterion, options, args.rows);
     if (options.distance_weight != 0.0) launch_distances(launch, criterion, squares, memory);
     if constexpr (sizeof(T) == sizeof(double)) {

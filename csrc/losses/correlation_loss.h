@@ -21,6 +21,7 @@ struct CorrelationLoss {
 
   double scale() const { return 1.0; }
   double norm_eps() const { return eps; }
+  bool wants_doubles() const { return twice_gamma > 10.0; }
 
   template <class V>
   FASTKD_HOST_DEVICE V kernel(V cosine) const {

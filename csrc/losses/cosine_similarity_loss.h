@@ -21,6 +21,7 @@ struct CosineSimilarityLoss {
 
   double scale() const { return criterion.scale(); }
   double norm_eps() const { return eps; }
+  bool wants_doubles() const { return false; }
 
   template <class V>
   FASTKD_HOST_DEVICE V value(const Row&, V s, V t) const {

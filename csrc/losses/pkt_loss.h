@@ -25,6 +25,7 @@ struct PktLoss {
 
   double scale() const { return 1.0; }
   double norm_eps() const { return 1e-12; }  // eps is of the probabilities
+  bool wants_doubles() const { return false; }
 
   template <class V>
   FASTKD_HOST_DEVICE V weight(V entry) const {

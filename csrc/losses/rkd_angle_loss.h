@@ -88,15 +88,7 @@ struct AngleTerm {
   V value, across, along;
 };
 
-template <class C, class V>
-FASTKD_HOST_DEVICE AngleTerm<V> angle_term(const C& criterion, const Cosine<V>& student,
-                                           V teacher_cosine) {
-  const V difference = student.cosine - teacher_cosine;
-  const V c = criterion.slope(difference);
-  return {criterion.value(c, difference), c * student.half_inverse, c * student.cosine};
-}
-
-// sum += angle_term(criterion, student, teacher_cosine), with products fused into the sums.
+// Adds one angle, with products fused into the sums.
 template <class C, class V>
 FASTKD_HOST_DEVICE void add_angle_term(const C& criterion, const Cosine<V>& student,
                                        V teacher_cosine, AngleTerm<V>& sum) {

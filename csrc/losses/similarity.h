@@ -14,6 +14,7 @@
 //   value(row, s, t)   what the entry adds to the loss
 //   projection(row, s, t)  summed over the row, then given to slope (kNormalisesRows)
 //   slope(row, projection, s, t)  dloss/ds of the entry
+//   wants_doubles()    a float's error in an entry would be magnified: entries are to be doubles
 //   norm_eps()         rows no longer than this have no direction
 //   scale()            factor of all values and slopes, besides the denominator
 //

@@ -25,6 +25,7 @@ struct SimilarityPreservingLoss {
 
   double scale() const { return 1.0; }
   double norm_eps() const { return eps; }
+  bool wants_doubles() const { return false; }
 
   template <class V>
   FASTKD_HOST_DEVICE V weight(V entry) const {

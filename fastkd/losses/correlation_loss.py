@@ -33,17 +33,17 @@ def correlation_loss(
     Degenerate rows: an embedding no longer than `eps` has no direction: all its cosines are 0, the
     one with itself too, and nothing moves it. Any other has k = 1 with itself. With N = 1 the loss
     is 0 unless one side's embedding is zero. NaN or infinity in the embeddings gives NaN.
-    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+    In the kernels, so may vectors longer than 1e18: their squares leave float32.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
             The only argument that gets a gradient.
         teacher_embeddings: (N, D'), rows of the same examples; its own width and dtype. Need not be
             detached; to train the teacher too, see `fastkd.reference`.
-        gamma: inverse squared width of the kernel, > 0; 0.4 is the authors'.
+        gamma: inverse squared width of the kernel, in [1e-6, 1e6]; 0.4 is the authors'.
         reduction: "mean" over all N^2 entries, as the paper, "sum", or "mean_distinct" over the
             N (N - 1) pairs of different examples.
-        eps: the largest norm that has no direction, > 0.
+        eps: the largest norm that has no direction, in [1e-18, 1e18].
 
     Returns:
         The loss, 0-d: float32, or float64 if one of the embeddings is.

@@ -36,7 +36,7 @@ def cosine_similarity_loss(
     Degenerate rows: an embedding no longer than `eps` has no direction: all its cosines are 0, the
     one with itself too, and nothing moves it. Any other has the cosine 1 with itself. With N = 1
     the loss is 0 unless one side's embedding is zero. NaN or infinity in the embeddings gives NaN.
-    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+    In the kernels, so may vectors longer than 1e18: their squares leave float32.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
@@ -45,10 +45,10 @@ def cosine_similarity_loss(
             detached; to train the teacher too, see `fastkd.reference`.
         criterion: "smooth_l1" (Huber's function over `beta`), "l1" or "l2" (the square, without
             1/2), as torch.nn.functional's losses of those names.
-        beta: where "smooth_l1" goes from the square to the absolute value, > 0.
+        beta: where "smooth_l1" goes from the square to the absolute value, in [1e-18, 1e18].
         reduction: "mean" over all N^2 entries, "sum", or "mean_distinct" over the N (N - 1) pairs
             of different examples.
-        eps: the largest norm that has no direction, > 0.
+        eps: the largest norm that has no direction, in [1e-18, 1e18].
 
     Returns:
         The loss, 0-d: float32, or float64 if one of the embeddings is.

@@ -33,7 +33,7 @@ def pkt_loss(
     Degenerate rows: an embedding no longer than 1e-12 has no direction: all its cosines are 0, the
     one with itself too, and nothing moves it. Any other has the cosine 1 with itself. With N = 1
     the loss is 0. NaN or infinity in the embeddings gives NaN.
-    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+    In the kernels, so may vectors longer than 1e18: their squares leave float32.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
@@ -41,7 +41,7 @@ def pkt_loss(
         teacher_embeddings: (N, D'), rows of the same examples; its own width and dtype. Need not be
             detached; to train the teacher too, see `fastkd.reference`.
         reduction: "mean" over all N^2 entries, as the original code, or "sum".
-        eps: added to the probabilities in the logarithm, > 0.
+        eps: added to the probabilities in the logarithm, in [1e-18, 1e18].
 
     Returns:
         The loss, 0-d: float32, or float64 if one of the embeddings is.

@@ -39,7 +39,9 @@ def rkd_angle_loss(
     cosines are 0 and nothing moves them, while a teacher that tells them apart still adds to the
     loss. Triplets with i = j or k = j add 0. So do those with i = k (cosine 1), unless one side
     has no direction there. With N = 1 the loss is 0. NaN or infinity in the embeddings gives NaN.
-    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+    In the kernels, so may vectors longer than 1e18: their squares leave float32. Beside near
+    duplicates (1e-4 of the usual distance and nearer) the kernels' gradient is exact relative to
+    its largest entry, which is theirs; other rows lose digits.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
@@ -48,10 +50,10 @@ def rkd_angle_loss(
             detached; to train the teacher too, see `fastkd.reference`.
         criterion: "smooth_l1" (Huber's function over `beta`), "l1" or "l2" (the square, without
             1/2), as torch.nn.functional's losses of those names.
-        beta: where "smooth_l1" goes from the square to the absolute value, > 0.
+        beta: where "smooth_l1" goes from the square to the absolute value, in [1e-18, 1e18].
         reduction: "mean" over all N^3 entries, as the original code, "sum", or "mean_distinct" over
             the N (N - 1) (N - 2) triplets of different examples.
-        eps: the largest distance that has no direction, > 0.
+        eps: the largest distance that has no direction, in [1e-18, 1e18].
 
     Returns:
         The loss, 0-d: float32, or float64 if one of the embeddings is.

@@ -38,7 +38,7 @@ def rkd_distance_loss(
     :math:`\|x_i - x_j\|^2 \le` `eps` count, in the mean too, with the distance
     :math:`\sqrt{\mathrm{eps}}`, and nothing moves them. With N = 1 the loss is 0. NaN or infinity
     in the embeddings gives NaN.
-    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+    In the kernels, so may vectors longer than 1e18: their squares leave float32.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
@@ -47,11 +47,11 @@ def rkd_distance_loss(
             detached; to train the teacher too, see `fastkd.reference`.
         criterion: "smooth_l1" (Huber's function over `beta`), "l1" or "l2" (the square, without
             1/2), as torch.nn.functional's losses of those names.
-        beta: where "smooth_l1" goes from the square to the absolute value, > 0.
+        beta: where "smooth_l1" goes from the square to the absolute value, in [1e-18, 1e18].
         reduction: "mean" over all N^2 entries, as the original code, "sum", or "mean_distinct" over
             the N (N - 1) pairs of different examples.
         squared: whether d is the squared distance.
-        eps: floor of the squared distances, > 0.
+        eps: floor of the squared distances, in [1e-18, 1e18].
 
     Returns:
         The loss, 0-d: float32, or float64 if one of the embeddings is.

@@ -31,7 +31,7 @@ def rkd_loss(
     of `rkd_distance_loss` and `rkd_angle_loss`, in one call: the distances are taken once and serve
     both. A part that weighs 0 is not computed. What degenerate pairs and triplets add is said
     there; with N = 1 the loss is 0, and NaN or infinity in the embeddings gives NaN.
-    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+    In the kernels, so may vectors longer than 1e18: their squares leave float32.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
@@ -42,7 +42,7 @@ def rkd_loss(
         angle_weight: of the angle loss, >= 0; 50 is the authors'.
         criterion: "smooth_l1" (Huber's function over `beta`), "l1" or "l2" (the square, without
             1/2), as torch.nn.functional's losses of those names.
-        beta: where "smooth_l1" goes from the square to the absolute value, > 0.
+        beta: where "smooth_l1" goes from the square to the absolute value, in [1e-18, 1e18].
         reduction: "mean" over all N^2 pairs and N^3 triplets, as the original code, "sum", or
             "mean_distinct" over those of different examples.
         squared: whether the distance loss compares squared distances.

@@ -34,7 +34,7 @@ def similarity_preserving_loss(
     Degenerate rows: where :math:`\|G_i\|_2 \le` `eps`, as for features that are all zero, the row
     of P is 0 and has no gradient. With N = 1 the loss is 0 unless one side's features are zero.
     NaN or infinity in the features gives NaN.
-    In the kernels entries beyond 1e18 may do so too: their squares leave float32.
+    In the kernels, so may vectors longer than 1e18: their squares leave float32.
 
     Args:
         student_features: (N, ...), float32, bfloat16, float16 (kernels), or float64 (reference).
@@ -42,7 +42,7 @@ def similarity_preserving_loss(
         teacher_features: (N, ...), of the same examples; its own other dimensions and dtype. Need
             not be detached; to train the teacher too, see `fastkd.reference`.
         reduction: "mean" over all N^2 entries, as the paper, or "sum".
-        eps: the largest norm of a row of G that has no direction, > 0.
+        eps: the largest norm of a row of G that has no direction, in [1e-18, 1e18].
 
     Returns:
         The loss, 0-d: float32, or float64 if one of the features is.

@@ -29,11 +29,6 @@ def check_positive(function: str, name: str, value: Any) -> None:
     check_real(function, name, value, "> 0 and finite", lambda x: 0 < x < math.inf)
 
 
-def check_within(function: str, name: str, value: Any, low: float, high: float) -> None:
-    """Check a number between two others: beyond them float32 has no room."""
-    check_real(function, name, value, f"in [{low:g}, {high:g}]", lambda x: low <= x <= high)
-
-
 def check_weight(function: str, name: str, value: Any) -> None:
     """Check a number that must not be negative."""
     check_real(function, name, value, ">= 0 and finite", lambda x: 0 <= x < math.inf)

@@ -4,13 +4,11 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from fastkd._option_checks import check_choice, check_real, check_type, check_weight, check_within
+from fastkd._option_checks import check_choice, check_real, check_type, check_weight
 
 Criterion = Literal["smooth_l1", "l1", "l2"]
 RelationReduction = Literal["mean", "sum", "mean_distinct"]
 TableReduction = Literal["mean", "sum"]
-
-EPS_BOUNDS = (1e-18, 1e18)
 
 
 def _check_relation(function: str, criterion: str, beta: float, reduction: str) -> None:
@@ -23,6 +21,11 @@ def _check_relation(function: str, criterion: str, beta: float, reduction: str) 
         lambda x: 1e-18 <= x <= 1e18,
     )
     check_choice(function, "reduction", reduction, get_args(RelationReduction))
+
+
+# Beyond these bounds, and those of beta and gamma, squares or inverses leave float32.
+def _check_eps(function: str, eps: float) -> None:
+    check_real(function, "eps", eps, "in [1e-18, 1e18]", lambda x: 1e-18 <= x <= 1e18)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class RKDDistanceOptions:
     def __post_init__(self) -> None:
         _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
         check_type(self.FUNCTION, "squared", self.squared, bool)
-        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
+        _check_eps(self.FUNCTION, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class RKDAngleOptions:
 
     def __post_init__(self) -> None:
         _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
-        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
+        _check_eps(self.FUNCTION, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class RKDOptions:
         check_weight(self.FUNCTION, "angle_weight", self.angle_weight)
         _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
         check_type(self.FUNCTION, "squared", self.squared, bool)
-        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
+        _check_eps(self.FUNCTION, self.eps)
 
     def distance(self) -> RKDDistanceOptions:
         """The distance part's."""
@@ -102,7 +105,7 @@ class CosineSimilarityOptions:
 
     def __post_init__(self) -> None:
         _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
-        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
+        _check_eps(self.FUNCTION, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +119,9 @@ class CorrelationOptions:
     FUNCTION: ClassVar = "correlation_loss"
 
     def __post_init__(self) -> None:
-        check_within(self.FUNCTION, "gamma", self.gamma, 1e-6, 1e6)
+        check_real(self.FUNCTION, "gamma", self.gamma, "in [1e-6, 1e6]", lambda x: 1e-6 <= x <= 1e6)
         check_choice(self.FUNCTION, "reduction", self.reduction, get_args(RelationReduction))
-        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
+        _check_eps(self.FUNCTION, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ class SimilarityPreservingOptions:
 
     def __post_init__(self) -> None:
         check_choice(self.FUNCTION, "reduction", self.reduction, get_args(TableReduction))
-        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
+        _check_eps(self.FUNCTION, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,4 +149,4 @@ class PKTOptions:
 
     def __post_init__(self) -> None:
         check_choice(self.FUNCTION, "reduction", self.reduction, get_args(TableReduction))
-        check_within(self.FUNCTION, "eps", self.eps, *EPS_BOUNDS)
+        _check_eps(self.FUNCTION, self.eps)

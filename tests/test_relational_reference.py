@@ -88,8 +88,8 @@ def test_squared_distances_by_hand() -> None:
         ("cosine_similarity_loss", {"criterion": "l1"}, 0.5),
         ("cosine_similarity_loss", {"criterion": "l2", "reduction": "mean_distinct"}, 1.0),
         # q = (2/3, 1/3) against p = (1/2, 1/2), in both rows.
-        ("pkt_loss", {"eps": 1e-300}, math.log(9 / 8) / 4),
-        ("pkt_loss", {"eps": 1e-300, "reduction": "sum"}, math.log(9 / 8)),
+        ("pkt_loss", {"eps": 1e-18}, math.log(9 / 8) / 4),
+        ("pkt_loss", {"eps": 1e-18, "reduction": "sum"}, math.log(9 / 8)),
         # exp(-2 gamma) against 1.
         ("correlation_loss", {}, (1 - math.exp(-0.8)) ** 2 / 2),
         ("correlation_loss", {"gamma": 2.0, "reduction": "sum"}, 2 * (1 - math.exp(-4)) ** 2),

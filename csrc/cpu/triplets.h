@@ -26,8 +26,8 @@ int64_t triplet_tasks(int64_t rows);
 double split_squares(const PairTable<double>& squares, int64_t rows, double eps,
                      const SplitTable& out, double* of_rows, bool* ok);
 
-// The loss times `scale`. Adds to `weights` what the gradient is gathered with, or writes it; data ==
-// nullptr: no gradient.
+// The loss times `scale`. Adds to `weights` what the gradient is gathered with, or writes it; data
+// == nullptr: no gradient.
 double angle_loss(const RkdOptions& options, int64_t rows, double scale, double unit,
                   const AngleTables& tables, const PairTable<float>& weights, bool add, bool* ok);
 

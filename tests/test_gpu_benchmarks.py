@@ -341,9 +341,14 @@ def test_large_calls_for_the_tools_are_plain_cases(monkeypatch: pytest.MonkeyPat
     ]
     for each in PROFILED:
         assert all(re.search(PROFILED_KERNELS, kernel) for kernel in each.kernels)
-        sources = (ROOT / "csrc" / "cuda").glob("*")
-        text = "".join(path.read_text(encoding="utf-8") for path in sources)
-        assert all(f"{kernel}" in text for kernel in each.kernels)
+
+
+@pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the source tree is not beside the tests")
+def test_profiled_kernels_are_in_the_sources() -> None:
+    sources = (ROOT / "csrc" / "cuda").glob("*")
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    for each in PROFILED:
+        assert [kernel for kernel in each.kernels if kernel not in text] == []
 
 
 # ---- tables and files ----

@@ -87,6 +87,12 @@ BATCHES: dict[str, Callable[[], Pair]] = {
     "4096-columns-offset-100": lambda: (normal(7, 4096) + 100, teacher(7)),
     "opposites": lambda: (torch.cat([x := normal(8), -x]), teacher(16)),
     "opposites-in-both": lambda: (torch.cat([x := normal(8), -x]), torch.cat([x, -x])),
+    "norms-of-all-sizes": lambda: (normal() * torch.logspace(-4, 4, 17)[:, None], teacher()),
+    "norms-of-all-sizes-in-both": lambda: (
+        normal() * torch.logspace(-4, 4, 17)[:, None],
+        teacher() * torch.logspace(4, -4, 17)[:, None],
+    ),
+    "very-large": lambda: (1e15 * normal(), 1e15 * teacher()),
     "in-thousandths": lambda: (1e-3 * normal(), 1e-3 * teacher()),
     "below-eps": lambda: (1e-30 * normal(), teacher()),
     "far-below-eps-in-both": lambda: (1e-38 * normal(), 1e-38 * teacher()),
@@ -136,6 +142,35 @@ def test_gradients_keep_four_digits(backend: str, batch: str) -> None:
             error / (GRADIENT_ERROR + rounding),
         )
     assert not {loss: errors for loss, errors in found.items() if max(errors) > 1}
+
+
+def row_errors(found: Tensor, truth: Tensor) -> Tensor:
+    return (found.double() - truth).norm(dim=1) / truth.norm(dim=1)
+
+
+@pytest.mark.parametrize("apart", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7])
+def test_near_twins_cost_other_rows_no_digits(backend: str, apart: float) -> None:
+    student, teacher = normal(), torch.randn(17, 20)
+    student[3] = student[0] + apart * unit()[0]
+    teacher[9] = teacher[4] + apart * unit(20)[0]
+    for case in PLAIN_PAIR_CASES:
+        inputs = Inputs((student, teacher))
+        _, grad = value_and_grad(case, inputs, False)
+        _, truth = value_and_grad(case, inputs.to(torch.float64), True)
+        assert row_errors(grad, truth).max() < 1e-5, case
+
+
+def test_rows_of_all_sizes_keep_their_digits(backend: str) -> None:
+    # Short rows have the largest gradients: errors relative to those would hide the others'.
+    sizes = torch.logspace(-4, 4, 17)[:, None]
+    student, teacher = sizes * normal(), sizes.flip(0) * torch.randn(17, 20)
+    opposite = student.clone()
+    opposite[[2, 11, 16]] = -torch.tensor([[1e-3], [1.0], [1.0]]) * student[[3, 10, 1]]
+    for case, x in itertools.product(PLAIN_PAIR_CASES, (student, opposite)):
+        inputs = Inputs((x, teacher))
+        _, grad = value_and_grad(case, inputs, False)
+        _, truth = value_and_grad(case, inputs.to(torch.float64), True)
+        assert row_errors(grad, truth).max() < 1e-5, case
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

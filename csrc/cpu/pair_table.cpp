@@ -3,8 +3,6 @@
 
 #include <math.h>
 
-#include "losses/similarity.h"
-
 namespace fastkd::cpu {
 
 namespace {
@@ -196,48 +194,36 @@ double offset_share(const Panels& x) {
 namespace {
 
 // A run of weights for sixteen rows, side by side: a column of their table is a cache line a page.
-template <Gather kGather>
+template <class T>
 struct WeightRun {
-  alignas(64) float weight[kRun][kLanes];
-  alignas(64) float direction[kGather == Gather::kDirected ? kRun : 1][kLanes];
+  using V = typename LanesOf<T>::V;
+  alignas(64) T weight[kRun][kLanes];
 
-  WeightRun(const PairTable<float>& table, int64_t j, int64_t i, int64_t count) {
-    for (int64_t k = 0; k < count; ++k) {
-      Vec::load(table.row(j + k) + i).store(weight[k]);
-      if constexpr (kGather == Gather::kDirected) {
-        for (int lane = 0; lane < kLanes; ++lane)
-          direction[k][lane] = -direction_of(weight[k][lane]);
-      }
-    }
-  }
-
-  // What x_j gives to the rows `from`.
-  Vec relation(int64_t k, Vec x, Vec from) const {
-    if constexpr (kGather == Gather::kRows) return x;
-    if constexpr (kGather == Gather::kDifferences) return x - from;
-    return fma(Vec::load(direction[kGather == Gather::kDirected ? k : 0]), from, x);
+  WeightRun(const PairTable<T>& table, int64_t j, int64_t i, int64_t count) {
+    for (int64_t k = 0; k < count; ++k) V::load(table.row(j + k) + i).store(weight[k]);
   }
 };
 
 // One panel of rows and some features of gather.
-template <Gather kGather>
+template <Gather kGather, class T>
 class Gathering {
  public:
+  using V = typename LanesOf<T>::V;
   static constexpr int64_t kFeatures = 256;
-  static constexpr int kBlock = 8 / kParts;  // features whose sums the registers hold
+  static constexpr int kBlock = LanesOf<T>::kRows;  // features whose sums the registers hold
 
   Gathering(const Panels& x, const float* rows, int64_t panel, int64_t first)
       : x_(x), rows_(rows), mine_(x.panel(panel) + first * kLanes), first_(first) {
     features_ = x.features - first < kFeatures ? x.features - first : kFeatures;
   }
 
-  void start(int64_t f, Vec sum) { sum.store(sums_[f]); }
+  void start(int64_t f, V sum) { sum.store(sums_[f]); }
   int64_t features() const { return features_; }
-  Vec mine(int64_t f) const { return Vec::load(mine_ + f * kLanes); }
-  const float* sums(int64_t f) const { return sums_[f]; }
+  V mine(int64_t f) const { return V::load(mine_ + f * kLanes); }
+  const T* sums(int64_t f) const { return sums_[f]; }
 
   // Adds the rows [j, j + count).
-  void add(int64_t j, int64_t count, const WeightRun<kGather>& weights) {
+  void add(int64_t j, int64_t count, const WeightRun<T>& weights) {
     int64_t f = 0;
     for (; f + kBlock <= features_; f += kBlock) add_block<kBlock>(j, count, weights, f);
     for (; f < features_; ++f) add_block<1>(j, count, weights, f);
@@ -245,34 +231,36 @@ class Gathering {
 
  private:
   template <int kCount>
-  void add_block(int64_t j, int64_t count, const WeightRun<kGather>& weights, int64_t f) {
-    Vec from[kCount], run[kCount];
+  void add_block(int64_t j, int64_t count, const WeightRun<T>& weights, int64_t f) {
+    V from[kCount], run[kCount];
     for (int b = 0; b < kCount; ++b) {
       from[b] = mine(f + b);
-      run[b] = Vec(0.0f);
+      run[b] = V(static_cast<T>(0));
     }
     const float* other = rows_ + j * x_.features + first_ + f;
     for (int64_t k = 0; k < count; ++k, other += x_.features) {
-      const Vec weight = Vec::load(weights.weight[k]);
+      const V weight = V::load(weights.weight[k]);
       for (int b = 0; b < kCount; ++b) {
-        run[b] = fma(weight, weights.relation(k, Vec(other[b]), from[b]), run[b]);
+        const V row(static_cast<T>(other[b]));
+        run[b] = fma(weight, kGather == Gather::kRows ? row : row - from[b], run[b]);
       }
     }
-    for (int b = 0; b < kCount; ++b) (Vec::load(sums_[f + b]) + run[b]).store(sums_[f + b]);
+    for (int b = 0; b < kCount; ++b) (V::load(sums_[f + b]) + run[b]).store(sums_[f + b]);
   }
 
   Panels x_;
   const float *rows_, *mine_;
   int64_t first_, features_;
-  alignas(64) float sums_[kFeatures][kLanes];
+  alignas(64) T sums_[kFeatures][kLanes];
 };
 
 }  // namespace
 
-template <Gather kGather>
-bool gather(const Panels& x, const float* rows, const PairTable<float>& weights, const float* own,
+template <Gather kGather, class T>
+bool gather(const Panels& x, const float* rows, const PairTable<T>& weights, const T* own,
             float* out) {
-  using Gathered = Gathering<kGather>;
+  using Gathered = Gathering<kGather, T>;
+  using V = typename LanesOf<T>::V;
   const int64_t chunks = (x.features + Gathered::kFeatures - 1) / Gathered::kFeatures;
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -280,16 +268,18 @@ bool gather(const Panels& x, const float* rows, const PairTable<float>& weights,
       Gathered gathering(x, rows, task / chunks, first);
       const int64_t features = gathering.features();
       for (int64_t f = 0; f < features; ++f) {
-        const Vec mine = own == nullptr ? Vec(0.0f) : Vec::load(own + i) * gathering.mine(f);
-        gathering.start(f, mine);
+        gathering.start(
+            f, own == nullptr ? V(static_cast<T>(0)) : V::load(own + i) * gathering.mine(f));
       }
       for (int64_t j = 0; j < x.rows; j += kRun) {
         const int64_t count = x.rows - j < kRun ? x.rows - j : kRun;
-        gathering.add(j, count, WeightRun<kGather>(weights, j, i, count));
+        gathering.add(j, count, WeightRun<T>(weights, j, i, count));
       }
       for (int lane = 0; lane < kLanes && i + lane < x.rows; ++lane) {
         float* const row = out + (i + lane) * x.features + first;
-        for (int64_t f = 0; f < features; ++f) row[f] = gathering.sums(f)[lane];
+        for (int64_t f = 0; f < features; ++f) {
+          row[f] = static_cast<float>(gathering.sums(f)[lane]);
+        }
       }
     }
   };
@@ -300,9 +290,11 @@ bool gather(const Panels& x, const float* rows, const PairTable<float>& weights,
 
 template bool gather<Gather::kRows>(const Panels&, const float*, const PairTable<float>&,
                                     const float*, float*);
+template bool gather<Gather::kRows>(const Panels&, const float*, const PairTable<double>&,
+                                    const double*, float*);
 template bool gather<Gather::kDifferences>(const Panels&, const float*, const PairTable<float>&,
                                            const float*, float*);
-template bool gather<Gather::kDirected>(const Panels&, const float*, const PairTable<float>&,
-                                        const float*, float*);
+template bool gather<Gather::kDifferences>(const Panels&, const float*, const PairTable<double>&,
+                                           const double*, float*);
 
 }  // namespace fastkd::cpu

@@ -17,7 +17,7 @@ inline int64_t whole_lanes(int64_t count) { return (count + kLanes - 1) / kLanes
 template <class T>
 struct PairTable {
   T* data;
-  int64_t stride;
+  int64_t stride;  // of rows: whole_lanes(rows), or more in a table that shares its rows' memory
 
   T* row(int64_t i) const { return data + i * stride; }
   static int64_t elements(int64_t rows) { return whole_lanes(rows) * whole_lanes(rows); }
@@ -50,14 +50,13 @@ double offset_share(const Panels& x);
 // What is gathered into the gradient of a row, times a symmetric weight.
 enum class Gather {
   kRows,         // x_j
-  kDifferences,  // x_j - x_i
-  kDirected,     // x_j - g_ij x_i, g_ij in the weight: losses/similarity.h
+  kDifferences,  // x_j - x_i: an offset of all x costs floats no digits
 };
 
-// out_i = sum_j of what is gathered + own_i x_i; own == nullptr: 0. `rows` are those of the panels,
-// [rows, features].
-template <Gather kGather>
-bool gather(const Panels& x, const float* rows, const PairTable<float>& weights, const float* own,
+// out_i = sum_j of what is gathered + own_i x_i, summed in T; own == nullptr: 0. `rows` are those
+// of the panels, [rows, features].
+template <Gather kGather, class T>
+bool gather(const Panels& x, const float* rows, const PairTable<T>& weights, const T* own,
             float* out);
 
 // Calls that need about `cycles` each, in ranges worth a thread.

@@ -15,38 +15,50 @@ namespace {
 // Tables share memory where one is done before the other begins.
 struct RkdWorkspace {
   Panels student, teacher;
-  PairTable<double> squares;       // of one side at a time; angles
-  PairTable<float> single[2];      // squares of the sides, without angles; then distances
-  SplitTable split[2];             // of student and teacher
-  PairTable<float> across, along;  // in the memory of `squares`
-  PairTable<float> ends, weights;
+  SquareRows squares[2];  // of the sides; angles
+  PairTable<float> distances[2];
+  double *across, *along, *ends;  // room for wide ones; ends lies over the distances
+  PairTable<float> weights;
   double* rows;
   double* partials;
 
+  RkdWorkspace() = default;
   RkdWorkspace(Arena& arena, const PairArgs& args, const RkdOptions& options) {
-    const bool distances = options.distance_weight != 0.0, angles = options.angle_weight != 0.0;
-    const int64_t n = args.rows, stride = whole_lanes(n), elements = stride * stride;
-    const auto table = [&](bool wanted) {
-      return PairTable<float>{wanted ? arena.take<float>(elements) : nullptr, stride};
-    };
+    const bool with_distances = options.distance_weight != 0.0;
+    const bool angles = options.angle_weight != 0.0, with_grad = args.grad != nullptr;
+    const int64_t n = args.rows, width = whole_lanes(n), elements = width * width;
     const auto panels = [&](const Embeddings& x) {
-      const int64_t size = Panels{nullptr, n, x.features}.elements(n, x.features);
-      return Panels{arena.take<float>(size), n, x.features};
+      return Panels{arena.take<float>(Panels::elements(n, x.features)), n, x.features};
+    };
+    const auto doubles = [&](bool wanted, int64_t count) {
+      return wanted ? arena.take<double>(count) : nullptr;
     };
     student = panels(args.student);
     teacher = panels(args.teacher);
-    squares = {angles ? arena.take<double>(elements) : nullptr, stride};
-    float* const halves = reinterpret_cast<float*>(squares.data);
-    across = {halves, stride};
-    along = {halves == nullptr ? nullptr : halves + elements, stride};
-    for (int side = 0; side < 2; ++side) {
-      single[side] = table(distances);
-      split[side] = {table(angles), table(angles), table(angles)};
+    for (SquareRows& side : squares) {
+      side = {angles ? arena.take<float>(SquareRows::elements(n)) : nullptr, width};
     }
-    ends = distances ? single[0] : table(angles && args.grad != nullptr);
-    weights = table(args.grad != nullptr);
-    rows = arena.take<double>(2 * stride);
-    partials = arena.take<double>(angles ? triplet_tasks(n) : 0);
+    across = doubles(angles && with_grad, elements);
+    along = doubles(angles && with_grad, elements);
+    ends = doubles(with_distances || (angles && with_grad), elements);
+    float* const halves = reinterpret_cast<float*>(ends);
+    distances[0] = {halves, width};
+    distances[1] = {halves + elements, width};
+    weights = {with_grad ? arena.take<float>(elements) : nullptr, width};
+    rows = arena.take<double>(2 * width);
+    partials = doubles(angles, triplet_tasks(n));
+  }
+
+  // The angles' tables; weights: where the gradient's go.
+  template <class Squares>
+  AngleTables<Squares> angle_tables(
+      const PairTable<typename AngleTables<Squares>::Sum>& of_gradient) const {
+    using Sum = typename AngleTables<Squares>::Sum;
+    const auto table = [&](double* memory) {
+      return PairTable<Sum>{reinterpret_cast<Sum*>(memory), weights.stride};
+    };
+    return {Squares(squares[0]), Squares(squares[1]), table(across), table(along),
+            table(ends),         of_gradient,         partials};
   }
 };
 
@@ -56,7 +68,7 @@ bool to_distances(const RkdDistance& distance, const PairTable<T>& squares, int6
                   const PairTable<float>& out) {
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = 0; j < squares.stride; j += kLanes) {
+      for (int64_t j = 0; j < out.stride; j += kLanes) {
         Vec d = distance.distance(to_single(DoubleVec::load(squares.row(i) + j)));
         if (j + kLanes > rows) d = keep(FirstLanes{static_cast<int>(rows - j)}, d);
         d.store(out.row(i) + j);
@@ -71,61 +83,99 @@ void fill(float* out, int64_t count, float value) {
   for (int64_t i = 0; i < count; ++i) out[i] = value;
 }
 
-Outcome run_rkd(const PairArgs& args, const RkdOptions& options) {
-  Arena arena(args.workspace);
-  const RkdWorkspace memory(arena, args, options);
-  const bool distances = options.distance_weight != 0.0, angles = options.angle_weight != 0.0;
-  const int64_t n = args.rows;
-  const Embeddings* const sides[2] = {&args.student, &args.teacher};
-  const RkdDistance distance{options.squared, options.eps};
-
-  bool ok = true;
-  double unit[2] = {1.0, 1.0};
-  for (int side = 0; side < 2; ++side) {
-    const Panels& panels = side == 0 ? memory.student : memory.teacher;
-    ok &= pack_panels(*sides[side], panels);
-    const PairTable<float>& single = memory.single[side];
-    if (angles) {
-      ok &= squared_distances(panels, memory.squares);
-      if (distances) ok &= to_distances(distance, memory.squares, n, single);
-      unit[side] =
-          split_squares(memory.squares, n, options.eps, memory.split[side], memory.rows, &ok);
-    } else if (distances) {
-      ok &= squared_distances(panels, single) && to_distances(distance, single, n, single);
-    }
+class Rkd {
+ public:
+  Rkd(const PairArgs& args, const RkdOptions& options)
+      : args_(args),
+        options_(options),
+        distance_{options.squared, options.eps},
+        distances_(options.distance_weight != 0.0),
+        angles_(options.angle_weight != 0.0),
+        // In one dimension every cosine is -1, 0 or 1, and nothing moves it.
+        moves_angles_(angles_ && args.grad != nullptr && args.student.features > 1) {
+    Arena arena(args.workspace);
+    memory_ = RkdWorkspace(arena, args, options);
   }
 
-  // In one dimension every cosine is -1, 0 or 1, and nothing moves it.
-  const bool moves_angles = angles && args.grad != nullptr && args.student.features > 1;
-  double loss = unit[0] * unit[1] > 0.0 ? 0.0 : static_cast<double>(NAN);
-  if (distances && loss == 0.0) {
-    const double scale = options.distance_weight * inverse_relations(options.reduction, n, 2);
-    const DistanceTables tables{memory.single[0], memory.single[1], memory.rows};
-    loss += distance_loss(options, n, scale, tables, memory.weights, &ok);
-  }
-  if (angles && loss <= DBL_MAX) {
-    const double scale = options.angle_weight * inverse_relations(options.reduction, n, 3);
-    const AngleTables tables{memory.split[0], memory.split[1], memory.across,
-                             memory.along,    memory.ends,     memory.partials};
-    const PairTable<float> weights{moves_angles ? memory.weights.data : nullptr,
-                                   memory.weights.stride};
-    loss += angle_loss(options, n, scale, unit[0], tables, weights, distances, &ok);
-  }
-  *args.loss = static_cast<float>(loss);
-  if (args.grad != nullptr) {
-    const int64_t elements = n * args.student.features;
-    if (!(loss <= DBL_MAX)) {
-      fill(args.grad, elements, NAN);
-    } else if (!distances && !moves_angles) {
-      fill(args.grad, elements, 0.0f);
-    } else {
-      ok &= gather<Gather::kDifferences>(memory.student, args.student.data, memory.weights, nullptr,
-                                         args.grad);
+  Outcome run() {
+    SquareRange ranges[2];
+    fill_side(0, args_.student, memory_.student, &ranges[0]);
+    fill_side(1, args_.teacher, memory_.teacher, &ranges[1]);
+    double loss = ranges[0].largest <= DBL_MAX && ranges[1].largest <= DBL_MAX ? 0.0 : NAN;
+    bool wide = false;
+    if (distances_ && loss == 0.0) loss += distance_part();
+    if (angles_ && loss <= DBL_MAX) {
+      wide = wants_wide(ranges[0], ranges[1]);
+      loss += wide ? angle_part<WideSquares>(ranges, memory_.squares[0].doubles())
+                   : angle_part<SplitSquares>(ranges, memory_.weights);
     }
+    *args_.loss = static_cast<float>(loss);
+    if (args_.grad != nullptr) gradient(loss, wide);
+    if (!ok_) return {Status::kThreadPoolFailed};
+    return {};
   }
-  if (!ok) return {Status::kThreadPoolFailed};
-  return {};
-}
+
+ private:
+  void fill_side(int side, const Embeddings& x, const Panels& panels, SquareRange* range) {
+    const PairTable<float>& distances = memory_.distances[side];
+    ok_ &= pack_panels(x, panels);
+    if (!angles_) {
+      ok_ &= squared_distances(panels, distances) &&
+             to_distances(distance_, distances, args_.rows, distances);
+      return;
+    }
+    const SquareRows& squares = memory_.squares[side];
+    ok_ &= squared_distances(panels, squares.doubles());
+    if (distances_) ok_ &= to_distances(distance_, squares.doubles(), args_.rows, distances);
+    *range = square_range(squares, args_.rows, options_.eps, memory_.rows, &ok_);
+  }
+
+  double distance_part() {
+    const double scale = options_.distance_weight * relations(2);
+    const DistanceTables tables{memory_.distances[0], memory_.distances[1], memory_.rows};
+    return distance_loss(options_, args_.rows, scale, tables, memory_.weights, &ok_);
+  }
+
+  template <class Squares>
+  double angle_part(const SquareRange* ranges,
+                    const PairTable<typename AngleTables<Squares>::Sum>& weights) {
+    SquareGrid grids[2];
+    for (int side = 0; side < 2; ++side) {
+      grids[side] = SquareGrid::covering(ranges[side].largest, options_.eps);
+      Squares::make(memory_.squares[side], grids[side], &ok_);
+    }
+    const PairTable<float> others{distances_ ? memory_.weights.data : nullptr,
+                                  memory_.weights.stride};
+    return angle_loss(options_, args_.rows, options_.angle_weight * relations(3), grids[0],
+                      memory_.angle_tables<Squares>(weights), moves_angles_, others, &ok_);
+  }
+
+  void gradient(double loss, bool wide) {
+    const int64_t elements = args_.rows * args_.student.features;
+    if (!(loss <= DBL_MAX)) return fill(args_.grad, elements, NAN);
+    if (!distances_ && !moves_angles_) return fill(args_.grad, elements, 0.0f);
+    ok_ &= wide && moves_angles_ ? gather_with(memory_.squares[0].doubles())
+                                 : gather_with(memory_.weights);
+  }
+
+  template <class T>
+  bool gather_with(const PairTable<T>& weights) {
+    const T* const own = nullptr;
+    return gather<Gather::kDifferences>(memory_.student, args_.student.data, weights, own,
+                                        args_.grad);
+  }
+
+  double relations(int order) const {
+    return inverse_relations(options_.reduction, args_.rows, order);
+  }
+
+  PairArgs args_;
+  RkdOptions options_;
+  RkdDistance distance_;
+  bool distances_, angles_, moves_angles_;
+  RkdWorkspace memory_;
+  bool ok_ = true;
+};
 
 }  // namespace
 }  // namespace cpu
@@ -137,7 +187,7 @@ int64_t rkd_loss_workspace(const PairArgs& args, const RkdOptions& options) {
 }
 
 Outcome rkd_loss(const PairArgs& args, const RkdOptions& options) {
-  return cpu::run_rkd(args, options);
+  return cpu::Rkd(args, options).run();
 }
 
 }  // namespace fastkd

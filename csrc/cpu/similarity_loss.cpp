@@ -13,7 +13,8 @@ namespace cpu {
 namespace {
 
 // Cosines of a batch that lies within a tenth of its distance from the origin agree in their first
-// digits: from there on they are doubles, at twice the time.
+// digits: from there on they, and what makes the gradient, are doubles, at two to three times the
+// time.
 constexpr double kWideShare = 0.99;
 
 // One batch: inner products of its rows, and the inverse norms.
@@ -36,8 +37,7 @@ struct SimilarityWorkspace {
   double* products[2];
   double* inverse_norms[2];
   PairTable<double> slopes;  // dloss/dentry; kNormalisesRows
-  PairTable<float> weights;  // what the gradient is gathered with
-  float* own;
+  double* own;               // room for either type
   double* row_losses;
 
   SimilarityWorkspace(Arena& arena, const PairArgs& args) {
@@ -50,8 +50,7 @@ struct SimilarityWorkspace {
       inverse_norms[side] = arena.take<double>(stride);
     }
     slopes = {products[1], stride};  // where the teacher's row is done
-    weights = {args.grad == nullptr ? nullptr : arena.take<float>(stride * stride), stride};
-    own = arena.take<float>(stride);
+    own = arena.take<double>(stride);
     row_losses = arena.take<double>(stride);
   }
 
@@ -95,9 +94,6 @@ bool has_opposites(const Side<float>& side, int64_t rows, double* of_rows, bool*
 template <class Loss, class T>
 class SimilarityRows {
  public:
-  // Doubles keep digits that only differences of embeddings bring to the gradient.
-  static constexpr bool kWide = sizeof(T) == sizeof(double);
-
   SimilarityRows(const Loss& loss, const SimilarityWorkspace& memory, int64_t rows, double scale,
                  bool distinct, bool with_grad)
       : loss_(loss),
@@ -108,6 +104,10 @@ class SimilarityRows {
         scale_(scale),
         distinct_(distinct),
         with_grad_(with_grad) {}
+
+  // What the gradient is gathered with: entry by entry in the place of the student's.
+  const PairTable<T>& weights() const { return student_.products; }
+  T* own() const { return reinterpret_cast<T*>(memory_.own); }
 
   // The loss of row i, and the slopes or weights of its entries.
   double row(int64_t i) const {
@@ -192,44 +192,28 @@ class SimilarityRows {
     return Loss::kCosines ? square * inverse * inverse : square;
   }
 
-  // `x` times the directions of the cosines.
-  static DoubleVec directed(const double* cosines, DoubleVec x) {
-    double lanes[kLanes];
-    x.store(lanes);
-    for (int c = 0; c < kLanes; ++c) lanes[c] = cosines[c] < kOpposite ? -lanes[c] : lanes[c];
-    return DoubleVec::load(lanes);
-  }
-
   // What the gradient of row i is gathered with; sum(j, s, t) = slope of (i, j) + slope of (j, i).
   template <class Sum>
   void weigh(int64_t i, const Sum& sum) const {
     const double inverse = student_.inverse_norms[i];
     DoubleVec own(0.0);
     each_entry(i, [&](int64_t j, auto first, DoubleVec s, DoubleVec t) {
-      DoubleVec both[1] = {first(sum(j, s, t))};
-      [[maybe_unused]] double cosines[kLanes];
+      DoubleVec both = first(sum(j, s, t));
       if constexpr (Loss::kCosines) {
         double lanes[kLanes];
-        both[0].store(lanes);
+        both.store(lanes);
         if (i >= j && i < j + kLanes) lanes[i - j] = 0.0;  // constant
-        both[0] = DoubleVec::load(lanes);
-        const DoubleVec other = DoubleVec::load(student_.inverse_norms + j);
-        s.store(cosines);
-        own = own + both[0] * ((kWide ? directed(cosines, other) : DoubleVec(0.0)) -
-                               DoubleVec(inverse) * s);
-        both[0] = both[0] * (DoubleVec(inverse) * other);
-      } else if (kWide) {
-        own = own + both[0];
+        both = DoubleVec::load(lanes);
+        own = own - both * s;
+        both = both * (DoubleVec(inverse) * DoubleVec::load(student_.inverse_norms + j));
       }
-      float* const out = memory_.weights.row(i) + j;
-      to_single(both[0] * DoubleVec(scale_)).store(out);
-      if (kWide && Loss::kCosines) {
-        for (int c = 0; c < kLanes; ++c) out[c] = with_direction(out[c], cosines[c] < kOpposite);
-      }
+      store(both * DoubleVec(scale_), weights().row(i) + j);
     });
-    const double factor = Loss::kCosines ? scale_ * inverse : scale_;
-    memory_.own[i] = static_cast<float>(factor * sum_lanes(own));
+    this->own()[i] = static_cast<T>(scale_ * inverse * inverse * sum_lanes(own));
   }
+
+  static void store(DoubleVec x, double* out) { x.store(out); }
+  static void store(DoubleVec x, float* out) { to_single(x).store(out); }
 
   Loss loss_;
   const SimilarityWorkspace& memory_;
@@ -268,12 +252,8 @@ Outcome run_in(const Loss& loss, const PairArgs& args, const SimilarityOptions& 
       };
       ok = ok && parallel_by_cost(memory.panels[0].count(), 32 * n, each_panel);
     }
-    constexpr bool kWide = SimilarityRows<Loss, T>::kWide;
-    constexpr Gather kGather = !kWide           ? Gather::kRows
-                               : Loss::kCosines ? Gather::kDirected
-                                                : Gather::kDifferences;
-    ok = ok && gather<kGather>(memory.panels[0], args.student.data, memory.weights, memory.own,
-                               args.grad);
+    ok = ok && gather<Gather::kRows>(memory.panels[0], args.student.data, rows.weights(),
+                                     rows.own(), args.grad);
   }
   if (!ok) return {Status::kThreadPoolFailed};
   return {};

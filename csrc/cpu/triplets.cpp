@@ -7,7 +7,7 @@
 // of a round write the same row, and what a row sums, and in which order, depends on N alone.
 #include "cpu/triplets.h"
 
-#include <math.h>
+#include <utility>
 
 namespace fastkd::cpu {
 
@@ -24,88 +24,79 @@ int64_t block_count(int64_t rows) {
   return blocks < 1 ? 1 : blocks > kMaxBlocks ? kMaxBlocks : blocks;
 }
 
-// The arms of one example, as plain pointers: stores to other tables don't make the compiler load
-// them anew.
-struct SplitRow {
-  const float *high, *low, *inverse;
-
-  SplitRow() = default;
-  SplitRow(const SplitTable& table, int64_t i)
-      : high(table.high.row(i)), low(table.low.row(i)), inverse(table.inverse.row(i)) {}
-
-  Arm<Vec> arms(int64_t k) const {
-    return {Vec::load(high + k), Vec::load(low + k), Vec::load(inverse + k)};
-  }
-  Arm<Vec> half_arm(int64_t i) const { return {Vec(high[i]), Vec(low[i]), Vec(0.5f * inverse[i])}; }
-};
-
 constexpr float kZerosThenOnes[2 * kLanes] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                                               1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 // Ones in the lanes above `lane`.
-Vec lanes_above(int lane) { return Vec::load(kZerosThenOnes + kLanes - 1 - lane); }
+template <class V>
+V lanes_above(int lane) {
+  return V::load(kZerosThenOnes + kLanes - 1 - lane);
+}
 
 // One vertex and two neighbours i, against sixteen neighbours k at a time.
-template <class C, bool kWithGrad>
+template <class C, class Squares, bool kWithGrad>
 struct InnerLoop {
+  using V = typename Squares::V;
+  using Sum = Lane<V>;
+  using Row = typename Squares::Row;
+  using HalfArm = decltype(std::declval<Row>().half_arm(0));
+
   struct Neighbour {
-    SplitRow student, teacher;            // from i to k
-    Arm<Vec> student_half, teacher_half;  // from the vertex to i
-    float* ends;                          // row i
-    Vec across, along;
+    Row student, teacher;                // from i to k
+    HalfArm student_half, teacher_half;  // from the vertex to i
+    Sum* ends;                           // row i
+    V across, along;
   };
 
   C criterion;
-  SplitRow student, teacher;  // from the vertex to k
-  float *across, *along;      // row of the vertex
+  Row student, teacher;  // from the vertex to k
+  Sum *across, *along;   // row of the vertex
   Neighbour i[kNeighbours];
-  Vec values;
+  V values;
 
-  InnerLoop(const C& criterion, const AngleTables& tables, int64_t vertex, int64_t first)
+  InnerLoop(const C& criterion, const AngleTables<Squares>& tables, int64_t vertex, int64_t first)
       : criterion(criterion),
-        student(tables.student, vertex),
-        teacher(tables.teacher, vertex),
+        student(tables.student.row(vertex)),
+        teacher(tables.teacher.row(vertex)),
         across(kWithGrad ? tables.across.row(vertex) : nullptr),
         along(kWithGrad ? tables.along.row(vertex) : nullptr),
-        values(0.0f) {
+        values(static_cast<Sum>(0)) {
     for (int r = 0; r < kNeighbours; ++r) {
-      i[r].student = SplitRow(tables.student, first + r);
-      i[r].teacher = SplitRow(tables.teacher, first + r);
+      i[r].student = tables.student.row(first + r);
+      i[r].teacher = tables.teacher.row(first + r);
       i[r].student_half = student.half_arm(first + r);
       i[r].teacher_half = teacher.half_arm(first + r);
       i[r].ends = kWithGrad ? tables.ends.row(first + r) : nullptr;
-      i[r].across = i[r].along = Vec(0.0f);
+      i[r].across = i[r].along = V(static_cast<Sum>(0));
     }
   }
 
   // `masks` of the neighbours: 0 where a triplet is visited from elsewhere.
   template <bool kMasked>
-  void visit(int64_t k, const Vec* masks) {
-    const Arm<Vec> student_arm = student.arms(k), teacher_arm = teacher.arms(k);
-    Vec across_k, along_k;
+  void visit(int64_t k, const V* masks) {
+    const auto student_arms = student.arms(k), teacher_arms = teacher.arms(k);
+    V across_k, along_k;
     if constexpr (kWithGrad) {
-      across_k = Vec::load(across + k);
-      along_k = Vec::load(along + k);
+      across_k = V::load(across + k);
+      along_k = V::load(along + k);
     }
     for (int r = 0; r < kNeighbours; ++r) {
-      Arm<Vec> s = student_arm, t = teacher_arm;
+      auto s = student_arms, t = teacher_arms;
       if constexpr (kMasked) {  // without a direction a triplet adds nothing
         s.inverse = s.inverse * masks[r];
         t.inverse = t.inverse * masks[r];
       }
-      const Cosine<Vec> of_student = cosine_at_vertex(
-          i[r].student_half, s, Vec::load(i[r].student.high + k), Vec::load(i[r].student.low + k));
-      const Cosine<Vec> of_teacher = cosine_at_vertex(
-          i[r].teacher_half, t, Vec::load(i[r].teacher.high + k), Vec::load(i[r].teacher.low + k));
-      const auto term = AngleSlope<Vec>::of(criterion, of_student.cosine, of_teacher.cosine);
+      const Cosine<V> of_student = i[r].student.cosines(i[r].student_half, s, k);
+      const Cosine<V> of_teacher = i[r].teacher.cosines(i[r].teacher_half, t, k);
+      const auto term = AngleSlope<V>::of(criterion, of_student.cosine, of_teacher.cosine);
       values = criterion.add_value(values, term.slope, term.difference);
       if constexpr (kWithGrad) {
-        const Vec c = term.slope, half_inverse = of_student.half_inverse;
+        const V c = term.slope, half_inverse = of_student.half_inverse;
         i[r].across = fma(c, half_inverse, i[r].across);
         i[r].along = fma(c, of_student.cosine, i[r].along);
         across_k = fma(c, half_inverse, across_k);
         along_k = fma(c, of_student.cosine, along_k);
-        fma(c, half_inverse, Vec::load(i[r].ends + k)).store(i[r].ends + k);
+        fma(c, half_inverse, V::load(i[r].ends + k)).store(i[r].ends + k);
       }
     }
     if constexpr (kWithGrad) {
@@ -115,10 +106,12 @@ struct InnerLoop {
   }
 };
 
-template <class C, bool kWithGrad>
+template <class C, class Squares, bool kWithGrad>
 class Triplets {
  public:
-  Triplets(const C& criterion, const AngleTables& tables, int64_t rows)
+  using V = typename Squares::V;
+
+  Triplets(const C& criterion, const AngleTables<Squares>& tables, int64_t rows)
       : criterion_(criterion), tables_(tables), rows_(rows), blocks_(block_count(rows)) {}
 
   double task(int64_t round, int64_t block) const {
@@ -129,7 +122,7 @@ class Triplets {
       const int64_t end = begin + kTile < rows_ ? begin + kTile : rows_;
       // Sets are interleaved, so that all have long and short rows.
       for (int64_t i = set * kNeighbours; i < end; i += blocks_ * kNeighbours) {
-        Vec values(0.0f);
+        V values(static_cast<Lane<V>>(0));
         for (int64_t j = first; j < last; ++j) values = values + neighbours(j, i, begin, end);
         value += static_cast<double>(sum_lanes(values));
       }
@@ -139,12 +132,12 @@ class Triplets {
 
  private:
   // Vertex j, neighbours i and i + 1, all k > i of [begin, end).
-  Vec neighbours(int64_t j, int64_t i, int64_t begin, int64_t end) const {
-    InnerLoop<C, kWithGrad> loop(criterion_, tables_, j, i);
+  V neighbours(int64_t j, int64_t i, int64_t begin, int64_t end) const {
+    InnerLoop<C, Squares, kWithGrad> loop(criterion_, tables_, j, i);
     int64_t k = i / kLanes * kLanes;
     if (k >= begin) {
-      Vec masks[kNeighbours];
-      for (int r = 0; r < kNeighbours; ++r) masks[r] = lanes_above(static_cast<int>(i - k) + r);
+      V masks[kNeighbours];
+      for (int r = 0; r < kNeighbours; ++r) masks[r] = lanes_above<V>(static_cast<int>(i - k) + r);
       loop.template visit<true>(k, masks);
       k += kLanes;
     } else {
@@ -161,14 +154,15 @@ class Triplets {
   }
 
   C criterion_;
-  AngleTables tables_;
+  AngleTables<Squares> tables_;
   int64_t rows_, blocks_;
 };
 
 // All triplets with i < k.
-template <bool kWithGrad, class C>
-double sum_triplets(const C& criterion, const AngleTables& tables, int64_t rows, bool* ok) {
-  const Triplets<C, kWithGrad> triplets(criterion, tables, rows);
+template <bool kWithGrad, class C, class Squares>
+double sum_triplets(const C& criterion, const AngleTables<Squares>& tables, int64_t rows,
+                    bool* ok) {
+  const Triplets<C, Squares, kWithGrad> triplets(criterion, tables, rows);
   const int64_t blocks = block_count(rows);
   for (int64_t round = 0; round < blocks; ++round) {
     auto body = [&](int64_t begin, int64_t end) {
@@ -184,8 +178,8 @@ double sum_triplets(const C& criterion, const AngleTables& tables, int64_t rows,
 }
 
 // Triplets with i == k: the cosine is 1 where the pair has a direction, else 0.
-template <class C>
-double sum_returns(const C& criterion, const AngleTables& tables, int64_t rows) {
+template <class C, class Squares>
+double sum_returns(const C& criterion, const AngleTables<Squares>& tables, int64_t rows) {
   int64_t differing = 0;
   for (int64_t i = 0; i < rows; ++i) {
     const float* const student = tables.student.inverse.row(i);
@@ -198,78 +192,49 @@ double sum_returns(const C& criterion, const AngleTables& tables, int64_t rows) 
 
 // From the sums over triplets to dloss/dS, and to what the gradient is gathered with. Tiles of
 // sixteen, because the arms (i, j) and (j, i) stand at transposed places.
-void weigh_tile(const AngleTables& tables, float factor, int64_t i, int64_t j,
-                const PairTable<float>& weights, bool add) {
+template <class Squares>
+void weigh_tile(const AngleTables<Squares>& tables, double factor, int64_t i, int64_t j,
+                const PairTable<float>& others) {
+  using V = typename Squares::V;
+  using Sum = Lane<V>;
   const auto slopes = [&](int64_t row, int64_t column) {
-    const Vec inverse = Vec::load(tables.student.inverse.row(row) + column);
-    return arm_slope(Vec::load(tables.across.row(row) + column),
-                     Vec::load(tables.along.row(row) + column), inverse) -
-           Vec::load(tables.ends.row(row) + column);
+    const V inverse = V::load(tables.student.inverse.row(row) + column);
+    return arm_slope(V::load(tables.across.row(row) + column),
+                     V::load(tables.along.row(row) + column), inverse) -
+           V::load(tables.ends.row(row) + column);
   };
-  float mirrored[kLanes][kLanes];
+  Sum mirrored[kLanes][kLanes];
   for (int r = 0; r < kLanes; ++r) slopes(j + r, i).store(mirrored[r]);
   for (int r = 0; r < kLanes; ++r) {
-    float column[kLanes];
+    Sum column[kLanes];
     for (int c = 0; c < kLanes; ++c) column[c] = mirrored[c][r];
-    const Vec weight = Vec(factor) * (slopes(i + r, j) + Vec::load(column));
-    float* const out = weights.row(i + r) + j;
-    (add ? Vec::load(out) + weight : weight).store(out);
+    V weight = V(static_cast<Sum>(factor)) * (slopes(i + r, j) + V::load(column));
+    if (others.data != nullptr) weight = weight + V::load(others.row(i + r) + j);
+    weight.store(tables.weights.row(i + r) + j);
   }
 }
 
-void clear(const PairTable<float>& table, int64_t begin, int64_t end) {
-  memset(table.row(begin), 0, static_cast<size_t>((end - begin) * table.stride) * sizeof(float));
+template <class Sum>
+void clear(const PairTable<Sum>& table, int64_t begin, int64_t end) {
+  memset(table.row(begin), 0, static_cast<size_t>((end - begin) * table.stride) * sizeof(Sum));
 }
 
 }  // namespace
 
 int64_t triplet_tasks(int64_t rows) { return block_count(rows) * block_count(rows); }
 
-double split_squares(const PairTable<double>& squares, int64_t rows, double eps,
-                     const SplitTable& out, double* of_rows, bool* ok) {
-  auto find_largest = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      DoubleVec largest(0.0), sum(0.0);
-      for (int64_t j = 0; j < squares.stride; j += kLanes) {
-        const DoubleVec x = DoubleVec::load(squares.row(i) + j);
-        largest = max(largest, x);
-        sum = sum + x;
-      }
-      const double total = sum_lanes(sum);
-      of_rows[i] = total <= DBL_MAX ? max_lanes(largest) : total;
-    }
-  };
-  *ok &= parallel_by_cost(rows, squares.stride, find_largest);
-  double largest = 0.0;
-  for (int64_t i = 0; i < rows; ++i) {
-    if (!(of_rows[i] <= DBL_MAX)) return static_cast<double>(NAN);
-    if (of_rows[i] > largest) largest = of_rows[i];
-  }
-  const SquareGrid grid = SquareGrid::covering(largest, eps);
-  auto split = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = 0; j < squares.stride; j += kLanes) {
-        const SplitOf<Vec> part = grid.split(DoubleVec::load(squares.row(i) + j));
-        part.high.store(out.high.row(i) + j);
-        part.low.store(out.low.row(i) + j);
-        part.inverse.store(out.inverse.row(i) + j);
-      }
-    }
-  };
-  *ok &= parallel_by_cost(squares.stride, 4 * squares.stride, split);
-  return grid.unit;
-}
-
-double angle_loss(const RkdOptions& options, int64_t rows, double scale, double unit,
-                  const AngleTables& tables, const PairTable<float>& weights, bool add, bool* ok) {
-  const bool with_grad = weights.data != nullptr;
+template <class Squares>
+double angle_loss(const RkdOptions& options, int64_t rows, double scale, const SquareGrid& grid,
+                  const AngleTables<Squares>& tables, bool with_grad,
+                  const PairTable<float>& others, bool* ok) {
+  const int64_t width = whole_lanes(rows);
   if (with_grad) {
     auto clear_all = [&](int64_t begin, int64_t end) {
       clear(tables.across, begin, end);
       clear(tables.along, begin, end);
       clear(tables.ends, begin, end);
     };
-    *ok &= parallel_by_cost(weights.stride, weights.stride / 2, clear_all);
+    *ok &= parallel_by_cost(width, width / 2, clear_all);
   }
   return with_criterion(options.criterion, options.beta, [&](auto criterion) {
     double sum = 2.0 * (with_grad ? sum_triplets<true>(criterion, tables, rows, ok)
@@ -280,11 +245,11 @@ double angle_loss(const RkdOptions& options, int64_t rows, double scale, double 
     const double factor = scale * criterion.scale();
     if (with_grad) {
       // Both orders of the ends, S moves x_i by 2 (x_i - x_j), and weights pull towards x_j.
-      const float weight = grid_factor(-4.0 * factor, unit, options.eps);
-      const int64_t panels = weights.stride / kLanes;
+      const double weight = grid.of_slopes(-4.0 * factor);
+      const int64_t panels = width / kLanes;
       auto weigh = [&](int64_t begin, int64_t end) {
         for (int64_t tile = begin; tile < end; ++tile) {
-          weigh_tile(tables, weight, tile / panels * kLanes, tile % panels * kLanes, weights, add);
+          weigh_tile(tables, weight, tile / panels * kLanes, tile % panels * kLanes, others);
         }
       };
       *ok &= parallel_by_cost(panels * panels, 400, weigh);
@@ -292,5 +257,10 @@ double angle_loss(const RkdOptions& options, int64_t rows, double scale, double 
     return factor * sum;
   });
 }
+
+template double angle_loss(const RkdOptions&, int64_t, double, const SquareGrid&,
+                           const AngleTables<SplitSquares>&, bool, const PairTable<float>&, bool*);
+template double angle_loss(const RkdOptions&, int64_t, double, const SquareGrid&,
+                           const AngleTables<WideSquares>&, bool, const PairTable<float>&, bool*);
 
 }  // namespace fastkd::cpu

@@ -149,6 +149,24 @@ inline DoubleVec sign(DoubleVec x) {
 inline DoubleVec max(DoubleVec a, DoubleVec b) {
   return each_double([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
 }
+inline DoubleVec sqrt(DoubleVec x) {
+  return each_double([&](int i) {
+    NativeDouble out;
+    for (int k = 0; k < kNativeDoubles; ++k) out[k] = ::sqrt(x.part[i][k]);
+    return out;
+  });
+}
+inline DoubleVec zero_unless_above(DoubleVec bound, DoubleVec x, DoubleVec value) {
+  return each_double(
+      [&](int i) { return x.part[i] > bound.part[i] ? value.part[i] : NativeDouble{}; });
+}
+// x where it is above bound and less than `smallest`, else that.
+inline DoubleVec smallest_above(DoubleVec bound, DoubleVec x, DoubleVec smallest) {
+  return each_double([&](int i) {
+    const NativeDouble least = x.part[i] < smallest.part[i] ? x.part[i] : smallest.part[i];
+    return x.part[i] > bound.part[i] ? least : smallest.part[i];
+  });
+}
 
 // The first `count` lanes; the others become 0.
 inline DoubleVec keep(FirstLanes lanes, DoubleVec v) {
@@ -175,6 +193,14 @@ inline double sum_lanes(DoubleVec v) {
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   }
   return lane[0];
+}
+
+inline double min_lanes(DoubleVec v) {
+  double lane[kLanes];
+  v.store(lane);
+  double minimum = lane[0];
+  for (int i = 1; i < kLanes; ++i) minimum = lane[i] < minimum ? lane[i] : minimum;
+  return minimum;
 }
 
 inline double max_lanes(DoubleVec v) {

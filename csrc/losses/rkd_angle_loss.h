@@ -10,6 +10,10 @@
 //
 // S of neighbours far from x_j agree in their leading digits, so S is held as high + low: high is
 // a multiple of a number `grid` so coarse that sums of three are exact in float, low is the rest.
+//
+// Near pairs ask for more. Of the examples a and b, a distance d apart, each pulls every other
+// with a slope of about 1 / d, and only what is left of both is true; and low has too few digits
+// where distances of all sizes meet. Such batches have S, slopes and sums in double ("wide").
 #pragma once
 
 #include <type_traits>
@@ -25,6 +29,23 @@ struct SplitOf {
   V inverse;    // 1 / sqrt(square / unit); 0: no direction
 };
 using SplitSquare = SplitOf<float>;
+
+// The squares of one side.
+struct SquareRange {
+  double smallest = DBL_MAX;  // of those with a direction
+  double largest = 0.0;
+};
+
+// Whether pairs are too near for floats: the student's would cost the gradients of other rows
+// 2^-24 of the ratio of distances, and both sides' cosines about 2^-36 of it.
+FASTKD_HOST_DEVICE bool wants_wide(const SquareRange& student, const SquareRange& teacher) {
+  constexpr double kStudent = 1.0 / (1 << 20), kTeacher = kStudent / (1 << 12);
+  const auto ordinary = [](const SquareRange& side) {  // neither over- nor underflows as a float
+    return side.largest == 0.0 || (side.largest > 1e-24 && side.largest < 1e24);
+  };
+  return student.smallest < student.largest * kStudent ||
+         teacher.smallest < teacher.largest * kTeacher || !ordinary(student) || !ordinary(teacher);
+}
 
 // How squares are split: the largest becomes at most 1.
 struct SquareGrid {
@@ -47,16 +68,29 @@ struct SquareGrid {
     const D high = (scaled + D(kRounder)) - D(kRounder);
     const auto single = to_single(scaled);
     using V = std::remove_const_t<decltype(single)>;
+    return SplitOf<V>{to_single(high), to_single(scaled - high), inverse(single)};
+  }
+
+  // V is a float, or lanes of floats.
+  template <class V>
+  FASTKD_HOST_DEVICE V inverse(V scaled) const {
     const V nothing = V(static_cast<float>(eps * eps / unit));
-    const V inverse = zero_unless_above(nothing, single, V(1.0f) / sqrt(single));
-    return SplitOf<V>{to_single(high), to_single(scaled - high), inverse};
+    return zero_unless_above(nothing, scaled, V(1.0f) / sqrt(scaled));
+  }
+
+  // The inverse root of a wide square, itself a float: an error in it is the same wherever it
+  // counts. Pairs nearer than 1e-37 of the largest distance have no direction.
+  template <class D>
+  FASTKD_HOST_DEVICE auto wide_inverse(D scaled) const {
+    const double nothing = at_least(1e-74, eps * eps / unit);
+    return to_single(zero_unless_above(D(nothing), scaled, D(1.0) / sqrt(scaled)));
+  }
+
+  // factor / unit, from dloss/dS in units of 1 / unit to dloss/dS; 0 where no pair has a direction.
+  FASTKD_HOST_DEVICE double of_slopes(double factor) const {
+    return unit > eps * eps ? factor / unit : 0.0;
   }
 };
-
-// factor / unit, from dloss/dS in units of 1 / unit to dloss/dS; 0 where no pair has a direction.
-FASTKD_HOST_DEVICE float grid_factor(double factor, double unit, double eps) {
-  return unit > eps * eps ? static_cast<float>(factor / unit) : 0.0f;
-}
 
 // One side of an angle: from the vertex to a neighbour.
 template <class V>
@@ -77,6 +111,22 @@ FASTKD_HOST_DEVICE Cosine<V> cosine_at_vertex(const Arm<V>& half, const Arm<V>& 
   const V low = (half.low + k.low) - low_ik;
   const V half_inverse = half.inverse * k.inverse;
   return {fma(low, half_inverse, high * half_inverse), half_inverse};
+}
+
+// One side of an angle as doubles: its square in units of `unit`, and the inverse root.
+template <class V>
+struct WideArm {
+  V square, inverse;
+};
+
+// `half`: the arm to i with inverse / 2; square_ik: between the ends. Distances that differ by more
+// than 1e11 leave no digits of a cosine, but its bounds.
+template <class V>
+FASTKD_HOST_DEVICE Cosine<V> cosine_at_vertex(const WideArm<V>& half, const WideArm<V>& k,
+                                              V square_ik) {
+  const V half_inverse = half.inverse * k.inverse;
+  const V cosine = ((half.square + k.square) - square_ik) * half_inverse;
+  return {clamp(cosine, V(1.0)), half_inverse};
 }
 
 // What an angle adds, all times criterion.scale() in the end:

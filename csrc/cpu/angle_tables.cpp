@@ -5,13 +5,14 @@
 
 namespace fastkd::cpu {
 
-SquareRange square_range(const SquareRows& side, int64_t rows, double eps, double* of_rows,
+template <class T>
+SquareRange square_range(const PairTable<T>& squares, int64_t rows, double eps, double* of_rows,
                          bool* ok) {
-  const PairTable<double> squares = side.doubles();
+  const int64_t width = whole_lanes(rows);
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       DoubleVec largest(0.0), smallest(DBL_MAX), sum(0.0);
-      for (int64_t j = 0; j < side.width; j += kLanes) {
+      for (int64_t j = 0; j < width; j += kLanes) {
         const DoubleVec x = DoubleVec::load(squares.row(i) + j);
         largest = max(largest, x);
         smallest = smallest_above(DoubleVec(eps * eps), x, smallest);
@@ -22,7 +23,7 @@ SquareRange square_range(const SquareRows& side, int64_t rows, double eps, doubl
       of_rows[2 * i + 1] = min_lanes(smallest);
     }
   };
-  *ok &= parallel_by_cost(rows, side.width, body);
+  *ok &= parallel_by_cost(rows, width, body);
   SquareRange range;
   for (int64_t i = 0; i < rows; ++i) {
     if (!(of_rows[2 * i] <= range.largest)) range.largest = of_rows[2 * i];
@@ -30,6 +31,24 @@ SquareRange square_range(const SquareRows& side, int64_t rows, double eps, doubl
     if (of_rows[2 * i + 1] < range.smallest) range.smallest = of_rows[2 * i + 1];
   }
   return range;
+}
+
+template SquareRange square_range(const PairTable<float>&, int64_t, double, double*, bool*);
+template SquareRange square_range(const PairTable<double>&, int64_t, double, double*, bool*);
+
+void PlainSquares::make(const SquareRows& side, const SquareGrid& grid, bool* ok) {
+  const PlainSquares out(side);
+  const float to_unit = static_cast<float>(1.0 / grid.unit);
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < side.width; j += kLanes) {
+        const Vec scaled = Vec::load(out.square.row(i) + j) * Vec(to_unit);
+        scaled.store(out.square.row(i) + j);
+        grid.inverse(scaled).store(out.inverse.row(i) + j);
+      }
+    }
+  };
+  *ok &= parallel_by_cost(side.width, side.width, body);
 }
 
 void SplitSquares::make(const SquareRows& side, const SquareGrid& grid, bool* ok) {

@@ -159,6 +159,24 @@ bool inner_products(const Panels& x, const PairTable<T>& table) {
 template bool inner_products<float>(const Panels&, const PairTable<float>&);
 template bool inner_products<double>(const Panels&, const PairTable<double>&);
 
+double largest_square(const Panels& x, double* of_rows, bool* ok) {
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const float* const panel = x.panel(p);
+      Vec square(0.0f);
+      for (int64_t f = 0; f < x.features; ++f) {
+        const Vec value = Vec::load(panel + f * kLanes);
+        square = fma(value, value, square);
+      }
+      of_rows[p] = static_cast<double>(max_lanes(square));
+    }
+  };
+  *ok &= parallel_by_cost(x.count(), 4 * x.features, body);
+  double largest = 0.0;
+  for (int64_t p = 0; p < x.count(); ++p) largest = of_rows[p] > largest ? of_rows[p] : largest;
+  return largest;
+}
+
 double offset_share(const Panels& x) {
   constexpr int64_t kMaxParts = 64;
   const int64_t parts = x.features < kMaxParts ? x.features : kMaxParts;

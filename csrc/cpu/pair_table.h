@@ -44,6 +44,9 @@ bool squared_distances(const Panels& x, const PairTable<T>& table);
 template <class T>
 bool inner_products(const Panels& x, const PairTable<T>& table);
 
+// The largest |x_i|^2, up to rounding; 0 where one is NaN. of_rows: scratch, [whole_lanes(rows)].
+double largest_square(const Panels& x, double* of_rows, bool* ok);
+
 // |mean of x|^2 / mean of |x|^2: near 1 where the batch differs by little from its mean.
 double offset_share(const Panels& x);
 

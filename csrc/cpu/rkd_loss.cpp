@@ -98,16 +98,23 @@ class Rkd {
   }
 
   Outcome run() {
-    SquareRange ranges[2];
-    fill_side(0, args_.student, memory_.student, &ranges[0]);
-    fill_side(1, args_.teacher, memory_.teacher, &ranges[1]);
-    double loss = ranges[0].largest <= DBL_MAX && ranges[1].largest <= DBL_MAX ? 0.0 : NAN;
-    bool wide = false;
+    ok_ =
+        pack_panels(args_.student, memory_.student) && pack_panels(args_.teacher, memory_.teacher);
+    bool plain = false;
+    if (angles_) {
+      fill_squares<float>();
+      plain = allows_plain(ranges_[0]) && allows_plain(ranges_[1]);
+      if (!plain) fill_squares<double>();
+    } else {
+      for (int side = 0; side < 2; ++side) fill_distances(side);
+    }
+    const bool wide = angles_ && !plain && wants_wide(ranges_[0], ranges_[1]);
+    double loss = ranges_[0].largest <= DBL_MAX && ranges_[1].largest <= DBL_MAX ? 0.0 : NAN;
     if (distances_ && loss == 0.0) loss += distance_part();
     if (angles_ && loss <= DBL_MAX) {
-      wide = wants_wide(ranges[0], ranges[1]);
-      loss += wide ? angle_part<WideSquares>(ranges, memory_.squares[0].doubles())
-                   : angle_part<SplitSquares>(ranges, memory_.weights);
+      loss += plain  ? angle_part<PlainSquares>(memory_.weights)
+              : wide ? angle_part<WideSquares>(memory_.squares[0].doubles())
+                     : angle_part<SplitSquares>(memory_.weights);
     }
     *args_.loss = static_cast<float>(loss);
     if (args_.grad != nullptr) gradient(loss, wide);
@@ -116,18 +123,25 @@ class Rkd {
   }
 
  private:
-  void fill_side(int side, const Embeddings& x, const Panels& panels, SquareRange* range) {
-    const PairTable<float>& distances = memory_.distances[side];
-    ok_ &= pack_panels(x, panels);
-    if (!angles_) {
-      ok_ &= squared_distances(panels, distances) &&
-             to_distances(distance_, distances, args_.rows, distances);
-      return;
+  const Panels& panels(int side) const { return side == 0 ? memory_.student : memory_.teacher; }
+
+  // For the angles, and the distances from them.
+  template <class T>
+  void fill_squares() {
+    for (int side = 0; side < 2; ++side) {
+      const SquareRows& out = memory_.squares[side];
+      const PairTable<T> squares = squares_of<T>(out);
+      ok_ &= squared_distances(panels(side), squares);
+      ranges_[side] = square_range(squares, args_.rows, options_.eps, memory_.rows, &ok_);
+      if (distances_) ok_ &= to_distances(distance_, squares, args_.rows, memory_.distances[side]);
     }
-    const SquareRows& squares = memory_.squares[side];
-    ok_ &= squared_distances(panels, squares.doubles());
-    if (distances_) ok_ &= to_distances(distance_, squares.doubles(), args_.rows, distances);
-    *range = square_range(squares, args_.rows, options_.eps, memory_.rows, &ok_);
+  }
+
+  void fill_distances(int side) {
+    const PairTable<float>& out = memory_.distances[side];
+    ok_ &= squared_distances(panels(side), out);
+    ranges_[side] = square_range(out, args_.rows, options_.eps, memory_.rows, &ok_);
+    ok_ &= to_distances(distance_, out, args_.rows, out);
   }
 
   double distance_part() {
@@ -137,11 +151,10 @@ class Rkd {
   }
 
   template <class Squares>
-  double angle_part(const SquareRange* ranges,
-                    const PairTable<typename AngleTables<Squares>::Sum>& weights) {
+  double angle_part(const PairTable<typename AngleTables<Squares>::Sum>& weights) {
     SquareGrid grids[2];
     for (int side = 0; side < 2; ++side) {
-      grids[side] = SquareGrid::covering(ranges[side].largest, options_.eps);
+      grids[side] = SquareGrid::covering(ranges_[side].largest, options_.eps);
       Squares::make(memory_.squares[side], grids[side], &ok_);
     }
     const PairTable<float> others{distances_ ? memory_.weights.data : nullptr,
@@ -154,15 +167,42 @@ class Rkd {
     const int64_t elements = args_.rows * args_.student.features;
     if (!(loss <= DBL_MAX)) return fill(args_.grad, elements, NAN);
     if (!distances_ && !moves_angles_) return fill(args_.grad, elements, 0.0f);
-    ok_ &= wide && moves_angles_ ? gather_with(memory_.squares[0].doubles())
-                                 : gather_with(memory_.weights);
+    if (wide && moves_angles_) {
+      ok_ &= gather_by<Gather::kDifferences, double>(memory_.squares[0].doubles(), nullptr);
+    } else if (rows_suffice()) {
+      sum_weights();
+      const float* const own = reinterpret_cast<const float*>(memory_.rows);
+      ok_ &= gather_by<Gather::kRows>(memory_.weights, own);
+    } else {
+      ok_ &= gather_by<Gather::kDifferences, float>(memory_.weights, nullptr);
+    }
   }
 
-  template <class T>
-  bool gather_with(const PairTable<T>& weights) {
-    const T* const own = nullptr;
-    return gather<Gather::kDifferences>(memory_.student, args_.student.data, weights, own,
-                                        args_.grad);
+  // Products with rows and not with differences take half the time, and lose as many digits as the
+  // rows are longer than the nearest are apart.
+  bool rows_suffice() {
+    const double longest = largest_square(memory_.student, memory_.rows, &ok_);
+    return ranges_[0].smallest >= longest / 64;
+  }
+
+  // What the row itself is then gathered with, to memory_.rows.
+  void sum_weights() {
+    float* const own = reinterpret_cast<float*>(memory_.rows);
+    auto body = [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        DoubleVec sum(0.0);
+        for (int64_t j = 0; j < memory_.weights.stride; j += kLanes) {
+          sum = sum + DoubleVec::load(memory_.weights.row(i) + j);
+        }
+        own[i] = -static_cast<float>(sum_lanes(sum));
+      }
+    };
+    ok_ &= parallel_by_cost(args_.rows, args_.rows, body);
+  }
+
+  template <Gather kGather, class T>
+  bool gather_by(const PairTable<T>& weights, const T* own) {
+    return gather<kGather>(memory_.student, args_.student.data, weights, own, args_.grad);
   }
 
   double relations(int order) const {
@@ -174,6 +214,7 @@ class Rkd {
   RkdDistance distance_;
   bool distances_, angles_, moves_angles_;
   RkdWorkspace memory_;
+  SquareRange ranges_[2];
   bool ok_ = true;
 };
 

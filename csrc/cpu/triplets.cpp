@@ -33,52 +33,72 @@ V lanes_above(int lane) {
   return V::load(kZerosThenOnes + kLanes - 1 - lane);
 }
 
+// The rows of two neighbours i: from them to all k.
+template <class Squares>
+struct Neighbours {
+  using Row = typename Squares::Row;
+  using Sum = Lane<typename Squares::V>;
+  Row student[kNeighbours], teacher[kNeighbours];
+  Sum* ends[kNeighbours];
+
+  Neighbours(const AngleTables<Squares>& tables, int64_t first) {
+    for (int r = 0; r < kNeighbours; ++r) {
+      student[r] = tables.student.row(first + r);
+      teacher[r] = tables.teacher.row(first + r);
+      ends[r] = tables.ends.data == nullptr ? nullptr : tables.ends.row(first + r);
+    }
+  }
+};
+
+// The rows of a vertex j. They are stepped from vertex to vertex, for the compiler would multiply
+// strides in vectors, which takes longer than a short row.
+template <class Squares>
+struct Vertex {
+  using Row = typename Squares::Row;
+  using Sum = Lane<typename Squares::V>;
+  Row student, teacher;
+  Sum *across, *along;
+
+  Vertex(const AngleTables<Squares>& tables, int64_t j)
+      : student(tables.student.row(j)),
+        teacher(tables.teacher.row(j)),
+        across(tables.across.data == nullptr ? nullptr : tables.across.row(j)),
+        along(tables.along.data == nullptr ? nullptr : tables.along.row(j)) {}
+
+  void step(const AngleTables<Squares>& tables) {
+    student = tables.student.after(student);
+    teacher = tables.teacher.after(teacher);
+    if (across == nullptr) return;
+    across += tables.across.stride;
+    along += tables.along.stride;
+  }
+};
+
 // One vertex and two neighbours i, against sixteen neighbours k at a time.
 template <class C, class Squares, bool kWithGrad>
-struct InnerLoop {
+class InnerLoop {
+ public:
   using V = typename Squares::V;
   using Sum = Lane<V>;
-  using Row = typename Squares::Row;
-  using HalfArm = decltype(std::declval<Row>().half_arm(0));
 
-  struct Neighbour {
-    Row student, teacher;                // from i to k
-    HalfArm student_half, teacher_half;  // from the vertex to i
-    Sum* ends;                           // row i
-    V across, along;
-  };
-
-  C criterion;
-  Row student, teacher;  // from the vertex to k
-  Sum *across, *along;   // row of the vertex
-  Neighbour i[kNeighbours];
-  V values;
-
-  InnerLoop(const C& criterion, const AngleTables<Squares>& tables, int64_t vertex, int64_t first)
-      : criterion(criterion),
-        student(tables.student.row(vertex)),
-        teacher(tables.teacher.row(vertex)),
-        across(kWithGrad ? tables.across.row(vertex) : nullptr),
-        along(kWithGrad ? tables.along.row(vertex) : nullptr),
-        values(static_cast<Sum>(0)) {
+  InnerLoop(const C& criterion, const Neighbours<Squares>& neighbours,
+            const Vertex<Squares>& vertex, int64_t first)
+      : criterion_(criterion), i_(neighbours), vertex_(vertex), values_(static_cast<Sum>(0)) {
     for (int r = 0; r < kNeighbours; ++r) {
-      i[r].student = tables.student.row(first + r);
-      i[r].teacher = tables.teacher.row(first + r);
-      i[r].student_half = student.half_arm(first + r);
-      i[r].teacher_half = teacher.half_arm(first + r);
-      i[r].ends = kWithGrad ? tables.ends.row(first + r) : nullptr;
-      i[r].across = i[r].along = V(static_cast<Sum>(0));
+      student_[r] = vertex.student.half_arm(first + r);
+      teacher_[r] = vertex.teacher.half_arm(first + r);
+      across_[r] = along_[r] = V(static_cast<Sum>(0));
     }
   }
 
   // `masks` of the neighbours: 0 where a triplet is visited from elsewhere.
   template <bool kMasked>
   void visit(int64_t k, const V* masks) {
-    const auto student_arms = student.arms(k), teacher_arms = teacher.arms(k);
+    const auto student_arms = vertex_.student.arms(k), teacher_arms = vertex_.teacher.arms(k);
     V across_k, along_k;
     if constexpr (kWithGrad) {
-      across_k = V::load(across + k);
-      along_k = V::load(along + k);
+      across_k = V::load(vertex_.across + k);
+      along_k = V::load(vertex_.along + k);
     }
     for (int r = 0; r < kNeighbours; ++r) {
       auto s = student_arms, t = teacher_arms;
@@ -86,24 +106,45 @@ struct InnerLoop {
         s.inverse = s.inverse * masks[r];
         t.inverse = t.inverse * masks[r];
       }
-      const Cosine<V> of_student = i[r].student.cosines(i[r].student_half, s, k);
-      const Cosine<V> of_teacher = i[r].teacher.cosines(i[r].teacher_half, t, k);
-      const auto term = AngleSlope<V>::of(criterion, of_student.cosine, of_teacher.cosine);
-      values = criterion.add_value(values, term.slope, term.difference);
+      const Cosine<V> of_student = i_.student[r].cosines(student_[r], s, k);
+      const Cosine<V> of_teacher = i_.teacher[r].cosines(teacher_[r], t, k);
+      const auto term = AngleSlope<V>::of(criterion_, of_student.cosine, of_teacher.cosine);
+      values_ = criterion_.add_value(values_, term.slope, term.difference);
       if constexpr (kWithGrad) {
         const V c = term.slope, half_inverse = of_student.half_inverse;
-        i[r].across = fma(c, half_inverse, i[r].across);
-        i[r].along = fma(c, of_student.cosine, i[r].along);
+        across_[r] = fma(c, half_inverse, across_[r]);
+        along_[r] = fma(c, of_student.cosine, along_[r]);
         across_k = fma(c, half_inverse, across_k);
         along_k = fma(c, of_student.cosine, along_k);
-        fma(c, half_inverse, V::load(i[r].ends + k)).store(i[r].ends + k);
+        fma(c, half_inverse, V::load(i_.ends[r] + k)).store(i_.ends[r] + k);
       }
     }
     if constexpr (kWithGrad) {
-      across_k.store(across + k);
-      along_k.store(along + k);
+      across_k.store(vertex_.across + k);
+      along_k.store(vertex_.along + k);
     }
   }
+
+  // Gives the vertex what it has of the neighbours `first` and after.
+  void finish(int64_t first) const {
+    if constexpr (!kWithGrad) return;
+    for (int r = 0; r < kNeighbours; ++r) {
+      vertex_.across[first + r] += sum_lanes(across_[r]);
+      vertex_.along[first + r] += sum_lanes(along_[r]);
+    }
+  }
+
+  V values() const { return values_; }
+
+ private:
+  using HalfArm = decltype(std::declval<typename Squares::Row>().half_arm(0));
+
+  C criterion_;
+  Neighbours<Squares> i_;
+  Vertex<Squares> vertex_;
+  HalfArm student_[kNeighbours], teacher_[kNeighbours];  // from the vertex to i
+  V across_[kNeighbours], along_[kNeighbours];
+  V values_;
 };
 
 template <class C, class Squares, bool kWithGrad>
@@ -122,8 +163,12 @@ class Triplets {
       const int64_t end = begin + kTile < rows_ ? begin + kTile : rows_;
       // Sets are interleaved, so that all have long and short rows.
       for (int64_t i = set * kNeighbours; i < end; i += blocks_ * kNeighbours) {
+        const Neighbours<Squares> neighbours(tables_, i);
+        Vertex<Squares> vertex(tables_, first);
         V values(static_cast<Lane<V>>(0));
-        for (int64_t j = first; j < last; ++j) values = values + neighbours(j, i, begin, end);
+        for (int64_t j = first; j < last; ++j, vertex.step(tables_)) {
+          values = values + triplets(neighbours, vertex, i, begin, end);
+        }
         value += static_cast<double>(sum_lanes(values));
       }
     }
@@ -131,9 +176,10 @@ class Triplets {
   }
 
  private:
-  // Vertex j, neighbours i and i + 1, all k > i of [begin, end).
-  V neighbours(int64_t j, int64_t i, int64_t begin, int64_t end) const {
-    InnerLoop<C, Squares, kWithGrad> loop(criterion_, tables_, j, i);
+  // Neighbours i and i + 1, all k > i of [begin, end).
+  V triplets(const Neighbours<Squares>& neighbours, const Vertex<Squares>& vertex, int64_t i,
+             int64_t begin, int64_t end) const {
+    InnerLoop<C, Squares, kWithGrad> loop(criterion_, neighbours, vertex, i);
     int64_t k = i / kLanes * kLanes;
     if (k >= begin) {
       V masks[kNeighbours];
@@ -144,13 +190,8 @@ class Triplets {
       k = begin;
     }
     for (; k < end; k += kLanes) loop.template visit<false>(k, nullptr);
-    if constexpr (kWithGrad) {
-      for (int r = 0; r < kNeighbours; ++r) {
-        loop.across[i + r] += sum_lanes(loop.i[r].across);
-        loop.along[i + r] += sum_lanes(loop.i[r].along);
-      }
-    }
-    return loop.values;
+    loop.finish(i);
+    return loop.values();
   }
 
   C criterion_;
@@ -258,6 +299,8 @@ double angle_loss(const RkdOptions& options, int64_t rows, double scale, const S
   });
 }
 
+template double angle_loss(const RkdOptions&, int64_t, double, const SquareGrid&,
+                           const AngleTables<PlainSquares>&, bool, const PairTable<float>&, bool*);
 template double angle_loss(const RkdOptions&, int64_t, double, const SquareGrid&,
                            const AngleTables<SplitSquares>&, bool, const PairTable<float>&, bool*);
 template double angle_loss(const RkdOptions&, int64_t, double, const SquareGrid&,

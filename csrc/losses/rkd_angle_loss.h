@@ -11,6 +11,8 @@
 // S of neighbours far from x_j agree in their leading digits, so S is held as high + low: high is
 // a multiple of a number `grid` so coarse that sums of three are exact in float, low is the rest.
 //
+// Where all distances are alike, S in one float is enough ("plain"); only the CPU asks.
+//
 // Near pairs ask for more. Of the examples a and b, a distance d apart, each pulls every other
 // with a slope of about 1 / d, and only what is left of both is true; and low has too few digits
 // where distances of all sizes meet. Such batches have S, slopes and sums in double ("wide").
@@ -34,17 +36,22 @@ using SplitSquare = SplitOf<float>;
 struct SquareRange {
   double smallest = DBL_MAX;  // of those with a direction
   double largest = 0.0;
+
+  // No square is smaller than `share` of the largest, and products of a few leave no float.
+  FASTKD_HOST_DEVICE bool within(double share) const {
+    const bool ordinary = largest == 0.0 || (largest > 1e-24 && largest < 1e24);
+    return ordinary && smallest >= share * largest;
+  }
 };
+
+// Whether S may be rounded to floats: cosines lose its last digit times the ratio of distances.
+FASTKD_HOST_DEVICE bool allows_plain(const SquareRange& side) { return side.within(1.0 / 64); }
 
 // Whether pairs are too near for floats: the student's would cost the gradients of other rows
 // 2^-24 of the ratio of distances, and both sides' cosines about 2^-36 of it.
 FASTKD_HOST_DEVICE bool wants_wide(const SquareRange& student, const SquareRange& teacher) {
   constexpr double kStudent = 1.0 / (1 << 20), kTeacher = kStudent / (1 << 12);
-  const auto ordinary = [](const SquareRange& side) {  // neither over- nor underflows as a float
-    return side.largest == 0.0 || (side.largest > 1e-24 && side.largest < 1e24);
-  };
-  return student.smallest < student.largest * kStudent ||
-         teacher.smallest < teacher.largest * kTeacher || !ordinary(student) || !ordinary(teacher);
+  return !student.within(kStudent) || !teacher.within(kTeacher);
 }
 
 // How squares are split: the largest becomes at most 1.
@@ -113,20 +120,24 @@ FASTKD_HOST_DEVICE Cosine<V> cosine_at_vertex(const Arm<V>& half, const Arm<V>& 
   return {fma(low, half_inverse, high * half_inverse), half_inverse};
 }
 
-// One side of an angle as doubles: its square in units of `unit`, and the inverse root.
+// One side of an angle with its square in one number, and the inverse root: plain or wide.
 template <class V>
-struct WideArm {
+struct WholeArm {
   V square, inverse;
 };
 
-// `half`: the arm to i with inverse / 2; square_ik: between the ends. Distances that differ by more
-// than 1e11 leave no digits of a cosine, but its bounds.
+// `half`: the arm to i with inverse / 2; square_ik: between the ends.
 template <class V>
-FASTKD_HOST_DEVICE Cosine<V> cosine_at_vertex(const WideArm<V>& half, const WideArm<V>& k,
+FASTKD_HOST_DEVICE Cosine<V> cosine_at_vertex(const WholeArm<V>& half, const WholeArm<V>& k,
                                               V square_ik) {
   const V half_inverse = half.inverse * k.inverse;
-  const V cosine = ((half.square + k.square) - square_ik) * half_inverse;
-  return {clamp(cosine, V(1.0)), half_inverse};
+  return {((half.square + k.square) - square_ik) * half_inverse, half_inverse};
+}
+
+// Wide distances that differ by more than 1e11 leave no digits of a cosine, but its bounds.
+template <class V>
+FASTKD_HOST_DEVICE Cosine<V> bounded(const Cosine<V>& cosine) {
+  return {clamp(cosine.cosine, V(1.0)), cosine.half_inverse};
 }
 
 // What an angle adds, all times criterion.scale() in the end:

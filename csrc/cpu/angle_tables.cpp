@@ -6,7 +6,7 @@
 namespace fastkd::cpu {
 
 template <class T>
-SquareRange square_range(const PairTable<T>& squares, int64_t rows, double eps, double* of_rows,
+SquareRange square_range(const PairTable<T>& squares, int64_t rows, double nearest, double* of_rows,
                          bool* ok) {
   const int64_t width = whole_lanes(rows);
   auto body = [&](int64_t begin, int64_t end) {
@@ -15,7 +15,7 @@ SquareRange square_range(const PairTable<T>& squares, int64_t rows, double eps, 
       for (int64_t j = 0; j < width; j += kLanes) {
         const DoubleVec x = DoubleVec::load(squares.row(i) + j);
         largest = max(largest, x);
-        smallest = smallest_above(DoubleVec(eps * eps), x, smallest);
+        smallest = smallest_above(DoubleVec(nearest), x, smallest);
         sum = sum + x;
       }
       const double total = sum_lanes(sum);

@@ -123,10 +123,10 @@ struct AngleTables {
   double* partials;        // scratch, [triplet_tasks(rows)]
 };
 
-// The range of [rows, rows] squares; largest is NaN or infinite where one is. of_rows: scratch,
-// [2 * rows].
+// The range of [rows, rows] squares: the smallest above `nearest`; the largest, NaN or infinite
+// where one is. of_rows: scratch, [2 * rows].
 template <class T>
-SquareRange square_range(const PairTable<T>& squares, int64_t rows, double eps, double* of_rows,
+SquareRange square_range(const PairTable<T>& squares, int64_t rows, double nearest, double* of_rows,
                          bool* ok);
 
 }  // namespace fastkd::cpu

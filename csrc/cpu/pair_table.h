@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tables over all pairs of a batch: distances and products out of embeddings, and gradients back.
+// Tables over all pairs of a batch: distances and products of embeddings.
 //
-// Both walk the embeddings in panels of sixteen rows, features outermost, so that lanes are
-// neighbouring rows and no sum crosses lanes.
+// They are taken from panels of sixteen rows, features outermost, so that lanes are neighbouring
+// rows and no sum crosses lanes.
 #pragma once
 
 #include "core/pair_args.h"
@@ -32,6 +32,23 @@ struct Panels {
   static int64_t elements(int64_t rows, int64_t features) { return whole_lanes(rows) * features; }
 };
 
+// Values that are summed in one accumulator before they join the total.
+constexpr int64_t kRun = 128;
+
+// One type's lanes, and how many rows of accumulators the registers hold.
+template <class T>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+  using V = Vec;
+  static constexpr int kRows = 8 / kParts;
+};
+template <>
+struct LanesOf<double> {
+  using V = DoubleVec;
+  static constexpr int kRows = kDoubleParts > 4 ? 1 : 8 / kDoubleParts;
+};
+
 // Each returns false if the pool reports a failure.
 bool pack_panels(const Embeddings& embeddings, const Panels& panels);
 
@@ -49,18 +66,6 @@ double largest_square(const Panels& x, double* of_rows, bool* ok);
 
 // |mean of x|^2 / mean of |x|^2: near 1 where the batch differs by little from its mean.
 double offset_share(const Panels& x);
-
-// What is gathered into the gradient of a row, times a symmetric weight.
-enum class Gather {
-  kRows,         // x_j
-  kDifferences,  // x_j - x_i: an offset of all x costs floats no digits
-};
-
-// out_i = sum_j of what is gathered + own_i x_i, summed in T; own == nullptr: 0. `rows` are those
-// of the panels, [rows, features].
-template <Gather kGather, class T>
-bool gather(const Panels& x, const float* rows, const PairTable<T>& weights, const T* own,
-            float* out);
 
 // Calls that need about `cycles` each, in ranges worth a thread.
 template <class Body>

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// rkd_loss -> pair_table (squared distances) -> rkd_distance | triplets -> pair_table (gradient)
+// rkd_loss -> pair_table (squared distances) -> rkd_distance | triplets -> pair_gather (gradient)
 #include <math.h>
 
 #include "cpu/arena.h"
+#include "cpu/pair_gather.h"
 #include "cpu/rkd_distance.h"
 #include "cpu/triplets.h"
 #include "kernels.h"
@@ -62,14 +63,14 @@ struct RkdWorkspace {
   }
 };
 
-// Squares of either type to distances, in place where they are floats.
+// Squares of either type to distances; in place where both are floats.
 template <class T>
 bool to_distances(const RkdDistance& distance, const PairTable<T>& squares, int64_t rows,
                   const PairTable<float>& out) {
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for (int64_t j = 0; j < out.stride; j += kLanes) {
-        Vec d = distance.distance(to_single(DoubleVec::load(squares.row(i) + j)));
+        Vec d = to_single(distance.distance(LanesOf<T>::V::load(squares.row(i) + j)));
         if (j + kLanes > rows) d = keep(FirstLanes{static_cast<int>(rows - j)}, d);
         d.store(out.row(i) + j);
       }
@@ -89,6 +90,7 @@ class Rkd {
       : args_(args),
         options_(options),
         distance_{options.squared, options.eps},
+        nearest_(options.eps < 1.0 ? options.eps * options.eps : options.eps),
         distances_(options.distance_weight != 0.0),
         angles_(options.angle_weight != 0.0),
         // In one dimension every cosine is -1, 0 or 1, and nothing moves it.
@@ -108,8 +110,10 @@ class Rkd {
     } else {
       for (int side = 0; side < 2; ++side) fill_distances(side);
     }
+    constexpr double not_a_number = static_cast<double>(NAN);
     const bool wide = angles_ && !plain && wants_wide(ranges_[0], ranges_[1]);
-    double loss = ranges_[0].largest <= DBL_MAX && ranges_[1].largest <= DBL_MAX ? 0.0 : NAN;
+    double loss =
+        ranges_[0].largest <= DBL_MAX && ranges_[1].largest <= DBL_MAX ? 0.0 : not_a_number;
     if (distances_ && loss == 0.0) loss += distance_part();
     if (angles_ && loss <= DBL_MAX) {
       loss += plain  ? angle_part<PlainSquares>(memory_.weights)
@@ -132,7 +136,7 @@ class Rkd {
       const SquareRows& out = memory_.squares[side];
       const PairTable<T> squares = squares_of<T>(out);
       ok_ &= squared_distances(panels(side), squares);
-      ranges_[side] = square_range(squares, args_.rows, options_.eps, memory_.rows, &ok_);
+      ranges_[side] = square_range(squares, args_.rows, nearest_, memory_.rows, &ok_);
       if (distances_) ok_ &= to_distances(distance_, squares, args_.rows, memory_.distances[side]);
     }
   }
@@ -140,7 +144,7 @@ class Rkd {
   void fill_distances(int side) {
     const PairTable<float>& out = memory_.distances[side];
     ok_ &= squared_distances(panels(side), out);
-    ranges_[side] = square_range(out, args_.rows, options_.eps, memory_.rows, &ok_);
+    ranges_[side] = square_range(out, args_.rows, nearest_, memory_.rows, &ok_);
     ok_ &= to_distances(distance_, out, args_.rows, out);
   }
 
@@ -212,6 +216,7 @@ class Rkd {
   PairArgs args_;
   RkdOptions options_;
   RkdDistance distance_;
+  double nearest_;  // squares up to this move nothing, neither by distances nor by angles
   bool distances_, angles_, moves_angles_;
   RkdWorkspace memory_;
   SquareRange ranges_[2];

@@ -156,6 +156,9 @@ inline DoubleVec sqrt(DoubleVec x) {
     return out;
   });
 }
+inline DoubleVec at_least(DoubleVec bound, DoubleVec x) {
+  return each_double([&](int i) { return x.part[i] < bound.part[i] ? bound.part[i] : x.part[i]; });
+}
 inline DoubleVec zero_unless_above(DoubleVec bound, DoubleVec x, DoubleVec value) {
   return each_double(
       [&](int i) { return x.part[i] > bound.part[i] ? value.part[i] : NativeDouble{}; });
@@ -176,6 +179,7 @@ inline DoubleVec keep(FirstLanes lanes, DoubleVec v) {
   return DoubleVec::load(lane);
 }
 
+inline Vec to_single(Vec v) { return v; }
 inline Vec to_single(DoubleVec v) {
   float lane[kLanes];
   for (int i = 0; i < kDoubleParts; ++i) {

@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "core/attention_maps.h"
 #include "cpu/attention_gradient.h"
 #include "cpu/attention_map.h"
 
@@ -14,25 +15,6 @@ namespace cpu {
 namespace {
 
 constexpr int64_t kMapTask = 65536;  // elements of both tensors
-
-// The map of the student lies where its gradient will.
-struct Maps {
-  double* losses;  // [samples]
-  float* teacher;  // [samples, positions]
-  float* student;  // [samples, positions]
-
-  explicit Maps(const AttentionArgs& args)
-      : losses(static_cast<double*>(args.workspace)),
-        teacher(reinterpret_cast<float*>(losses + args.samples)),
-        student(args.map_grad != nullptr ? args.map_grad
-                                         : teacher + args.samples * args.positions) {}
-
-  static int64_t bytes(const AttentionArgs& args) {
-    const int64_t maps = args.map_grad != nullptr ? 1 : 2;
-    return args.samples * static_cast<int64_t>(sizeof(double)) +
-           maps * args.samples * args.positions * static_cast<int64_t>(sizeof(float));
-  }
-};
 
 // The sum of of(i) over i in [0, count), in sixteen parts and a fixed order.
 template <class Of>
@@ -125,7 +107,7 @@ class AttentionLoss {
   }
 
   const AttentionArgs& args_;
-  const Maps maps_;
+  const AttentionMaps maps_;
   const double scale_;
   const int64_t tile_, tiles_;
 };
@@ -134,7 +116,7 @@ class AttentionLoss {
 }  // namespace cpu
 
 int64_t attention_transfer_loss_workspace(const AttentionArgs& args) {
-  return cpu::Maps::bytes(args);
+  return AttentionMaps::bytes(args);
 }
 
 Outcome attention_transfer_loss(const AttentionArgs& args) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Forward: a map of each tensor, the loss and dloss/dmap of each sample, the sum of the losses.
 // Nothing of the features' size is stored: attention_transfer_gradient.cu reads them again.
+#include "core/attention_maps.h"
 #include "core/feature_layout.h"
 #include "cuda/attention_map.h"
 #include "cuda/launch.h"
@@ -99,25 +100,6 @@ __global__ void __launch_bounds__(kSampleThreads)
   if (thread_index() == 0) *loss = static_cast<float>(sums.first * scale);
 }
 
-// The map of the student lies where its gradient will.
-struct Maps {
-  double* losses;  // [samples]
-  float* teacher;  // [samples, positions]
-  float* student;  // [samples, positions]
-
-  explicit Maps(const AttentionArgs& args)
-      : losses(static_cast<double*>(args.workspace)),
-        teacher(reinterpret_cast<float*>(losses + args.samples)),
-        student(args.map_grad != nullptr ? args.map_grad
-                                         : teacher + args.samples * args.positions) {}
-
-  static int64_t bytes(const AttentionArgs& args) {
-    const int64_t maps = args.map_grad != nullptr ? 1 : 2;
-    return args.samples * static_cast<int64_t>(sizeof(double)) +
-           maps * args.samples * args.positions * static_cast<int64_t>(sizeof(float));
-  }
-};
-
 void launch_map(Launcher& launch, const LogitView& x, const AttentionArgs& args, float* map) {
   const bool along_positions = runs_along_positions(x, args.positions);
   MapCall call{x, args.positions, 0, 0, is_aligned(x, along_positions), map};
@@ -146,7 +128,7 @@ void launch_map(Launcher& launch, const LogitView& x, const AttentionArgs& args,
 }  // namespace cuda
 
 int64_t attention_transfer_loss_workspace(const AttentionArgs& args) {
-  return cuda::Maps::bytes(args);
+  return AttentionMaps::bytes(args);
 }
 
 Outcome attention_transfer_loss(const AttentionArgs& args) {
@@ -156,7 +138,7 @@ Outcome attention_transfer_loss(const AttentionArgs& args) {
     return {Status::kUnsupportedLayout, -1};
   }
   cuda::Launcher launch(args.queue);
-  const cuda::Maps maps(args);
+  const AttentionMaps maps(args);
   const int64_t samples = empty ? 0 : args.samples;
   const double scale = attention_scale(args.mean, args.samples, args.positions);
   const int64_t shared = cuda::SampleArena::bytes();

@@ -12,6 +12,7 @@ import ctypes
 import importlib
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ import torch
 
 # From best to plainest, by what torch says the CPU can do.
 _X86_BUILDS = {"AVX512": ("avx512", "avx2", "base"), "AVX2": ("avx2", "base")}
+
+# Modules and compiled functions are called from torch.
+_NOT_THE_USER = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
 
 CPU = -1  # what Tensor.get_device() says of CPU tensors; CUDA devices count from 0
 
@@ -194,8 +198,17 @@ def _complain(device: int) -> None:
     warnings.warn(
         f"{message}; the PyTorch reference serves instead. {way_out}",
         RuntimeWarning,
-        stacklevel=6,  # _complain, module_for, choose_path, _call, kd_loss, the user
+        stacklevel=_depth_of_the_user(),
     )
+
+
+def _depth_of_the_user() -> int:
+    """How far above the caller of this function the first frame outside fastkd and torch is."""
+    # warnings.warn(skip_file_prefixes=) does the same from Python 3.12 on.
+    frame, depth = sys._getframe(1), 1
+    while frame.f_code.co_filename.startswith(_NOT_THE_USER) and frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 # ---- CPU ----

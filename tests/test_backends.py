@@ -2,12 +2,13 @@
 """Which module serves which device, and what a user hears where none does."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from cases import PLAIN_CASES, LossCase
 
 import fastkd
 from fastkd import _backends
@@ -75,6 +76,39 @@ def test_a_gpu_without_a_module_is_an_error_where_kernels_are_required(
     monkeypatch.setenv("FASTKD_REQUIRE_NATIVE", "1")
     with pytest.raises(RuntimeError, match=r"no native CUDA module.*forbids the reference"):
         _backends.module_for(GPU)
+
+
+def assert_warns_of_this_file(call: Callable[[], object], line: int) -> None:
+    with _backends.use_on_cpu(None), pytest.warns(RuntimeWarning, match="no native CPU") as said:
+        call()
+    assert [(warning.filename, warning.lineno) for warning in said] == [(__file__, line)]
+
+
+@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+def test_the_warning_names_the_line_of_the_call(case: LossCase) -> None:
+    function, module = getattr(fastkd, case.loss), case.module()
+    student, teacher = case.make_inputs(case.geometry).tensors
+
+    def call_function() -> None:
+        function(student, teacher, **case.options)
+
+    def call_module() -> None:
+        module(student, teacher)
+
+    for call in (call_function, call_module):
+        assert_warns_of_this_file(call, call.__code__.co_firstlineno + 1)
+
+
+@pytest.mark.parametrize("loss", [fastkd.kd_loss, fastkd.RKDLoss()], ids=["function", "module"])
+def test_the_warning_names_the_line_of_a_compiled_call(loss: Any) -> None:
+    torch._dynamo.reset()
+    student, teacher = torch.randn(2, 4, 5)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+
+    def call() -> None:
+        compiled(student, teacher)
+
+    assert_warns_of_this_file(call, call.__code__.co_firstlineno + 1)
 
 
 def test_rocm_is_not_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkd._backends import CPU, Described, NativeModule
+from fastkd._backends import CPU
+from fastkd._native_module import Described, NativeModule
 
 # The codes of csrc/core/dtype.h and csrc/core/logit_args.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -13,6 +13,7 @@ import fastkd
 from benchmarks.report import render_summary
 from benchmarks.results import results_from_json
 from fastkd import functional, nn, reference
+from fastkd._native_module import INTERFACE
 
 ROOT = Path(__file__).parents[1]
 LOSSES = functional.__all__
@@ -102,6 +103,11 @@ def test_core_includes_no_torch_header() -> None:
     sources = files("csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu", "csrc/**/*.cuh")
     assert sources
     assert [path.name for path in sources if TORCH_INCLUDE.search(path.read_text())] == []
+
+
+def test_bindings_and_package_have_one_interface() -> None:
+    source = (ROOT / "csrc/bindings/module.cpp").read_text()
+    assert re.findall(r"kInterface = (\d+);", source) == [str(INTERFACE)]
 
 
 def test_addresses_are_taken_in_one_file_only() -> None:

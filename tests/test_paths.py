@@ -324,6 +324,28 @@ def test_compile_fullgraph(kernel_calls: list[str], case: LossCase, dtype: torch
     torch.testing.assert_close(compiled.grad, eager.grad)
 
 
+@pytest.mark.parametrize(
+    ("case", "dtype", "backend"),
+    [
+        *((case, torch.float32, "aot_eager") for case in PLAIN_CASES),
+        # The reference, whose compiled backward pass would keep a teacher of another type.
+        *((case, torch.float64, "inductor") for case in (KD_LOSS, PLAIN_BATCH_CASES[0], ATTENTION)),
+    ],
+    ids=str,
+)
+def test_compile_takes_a_teacher_from_inference_mode(
+    case: LossCase, dtype: torch.dtype, backend: str
+) -> None:
+    inputs = case.make_inputs(case.geometry, dtype, torch.float16)
+    with torch.inference_mode():
+        teacher = inputs.tensors[1] * 1.0
+    torch._dynamo.reset()
+    first = leaf(inputs)
+    compiled = torch.compile(case.run, fullgraph=True, backend=backend)
+    compiled(Inputs((first, teacher), inputs.keywords)).backward()
+    torch.testing.assert_close(first.grad, reference_grad(case, inputs))
+
+
 @every_case
 def test_compile_with_dynamic_shapes_compiles_once(case: LossCase) -> None:
     torch._dynamo.reset()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastkd import _front
+from fastkd.ops._constant import constant
 from fastkd.ops._with_gradient import Evaluate, Paths
 
 Options = TypeVar("Options")
@@ -23,7 +24,7 @@ def call(
         return paths.eager(student, teacher, options)
     if path == "compiled":
         return paths.compiled(student, teacher, options)
-    return evaluate(student, teacher.detach(), options)
+    return evaluate(student, constant(teacher), options)
 
 
 def options_of(kind: Callable[..., Options], *values: object) -> Options:

@@ -10,6 +10,7 @@ from fastkd._feature_options import ElementReduction, HintOptions, RegressorKind
 from fastkd._option_checks import check_choice, check_positive, check_type
 from fastkd._validation import check_same_features
 from fastkd.losses._path import option_words, options_of
+from fastkd.ops._constant import constant
 from fastkd.reference.hint_loss import evaluate
 
 
@@ -59,7 +60,7 @@ def hint_loss(
     """
     options = options_of(HintOptions, reduction)
     check_same_features("hint_loss", student_features, teacher_features)
-    return evaluate(student_features, teacher_features.detach(), options)
+    return evaluate(student_features, constant(teacher_features), options)
 
 
 class HintLoss(torch.nn.Module):
@@ -95,7 +96,7 @@ class HintLoss(torch.nn.Module):
         if self.regressor is not None:
             student_features = self.regressor(student_features)
         check_same_features("hint_loss", student_features, teacher_features)
-        return evaluate(student_features, teacher_features.detach(), self.options)
+        return evaluate(student_features, constant(teacher_features), self.options)
 
     def extra_repr(self) -> str:
         """The options."""

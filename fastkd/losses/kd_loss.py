@@ -8,6 +8,7 @@ from fastkd import _front, _validation
 from fastkd._options import Divergence, KDLossInputs, KDLossOptions, Reduction
 from fastkd.losses._path import option_words, options_of
 from fastkd.ops import kd_loss as ops
+from fastkd.ops._constant import constant
 from fastkd.reference.kd_loss import evaluate as evaluate_reference
 
 
@@ -172,7 +173,8 @@ def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
         return (ops.eager if path == "eager" else ops.compiled)(inputs, options)
     if not torch.compiler.is_compiling() and not _front.in_transform():
         _check_values(inputs, options)
-    return evaluate_reference(inputs.constant(), options)
+    inputs = inputs.constant()._replace(teacher=constant(inputs.teacher))
+    return evaluate_reference(inputs, options)
 
 
 def _check_values(inputs: KDLossInputs, options: KDLossOptions) -> None:

@@ -9,6 +9,7 @@ from fastkd._feature_options import LogitMSEOptions
 from fastkd._options import Reduction
 from fastkd._validation import check_weighted_logits, read_num_items
 from fastkd.losses._path import option_words, options_of
+from fastkd.ops._constant import constant
 from fastkd.reference.logit_mse_loss import evaluate
 
 
@@ -129,8 +130,8 @@ def _call(
         num_items = num_items.detach()
         _check_value(num_items)
     if sample_weight is not None:
-        sample_weight = sample_weight.detach()
-    return evaluate(student, teacher.detach(), sample_weight, num_items, options)
+        sample_weight = constant(sample_weight)
+    return evaluate(student, constant(teacher), sample_weight, num_items, options)
 
 
 def _check_value(num_items: Tensor) -> None:

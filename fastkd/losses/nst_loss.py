@@ -7,6 +7,7 @@ from torch import Tensor
 from fastkd._feature_options import ExampleReduction, NSTOptions
 from fastkd._validation import check_maps
 from fastkd.losses._path import option_words, options_of
+from fastkd.ops._constant import constant
 from fastkd.reference.nst_loss import evaluate
 
 
@@ -90,4 +91,4 @@ class NSTLoss(torch.nn.Module):
 
 def _call(student: Tensor, teacher: Tensor, options: NSTOptions) -> Tensor:
     check_maps("nst_loss", student, teacher, options.interpolate)
-    return evaluate(student, teacher.detach(), options)
+    return evaluate(student, constant(teacher), options)

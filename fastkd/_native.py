@@ -139,7 +139,9 @@ def attention_transfer_loss(
     map_grad: Tensor | None,
 ) -> bool:
     """Run the kernel over features [N, C, P]; False: it can't read these strides."""
-    bytes_needed = module.attention_transfer_loss_workspace(len(student), student.shape[2])
+    bytes_needed = module.attention_transfer_loss_workspace(
+        len(student), student.shape[2], map_grad is not None
+    )
     workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=student.device)
     return module.attention_transfer_loss(
         power,

@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 # csrc/bindings/module.cpp has the same number. Raise both where a function of the modules, its
 # arguments or a code that it takes changes: what was built in place before stays where it is.
-INTERFACE = 1
+INTERFACE = 2
 
 Described = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
@@ -75,7 +75,9 @@ class NativeModule(Protocol):
 
     # rkd_loss and similarity_loss have the same arguments: fastkd/_native.py calls them by name.
 
-    def attention_transfer_loss_workspace(self, samples: int, positions: int) -> int: ...
+    def attention_transfer_loss_workspace(
+        self, samples: int, positions: int, with_grad: bool
+    ) -> int: ...
 
     def attention_transfer_loss(
         self,

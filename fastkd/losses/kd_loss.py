@@ -6,7 +6,8 @@ from torch import Tensor
 
 from fastkd import _front, _validation
 from fastkd._options import Divergence, KDLossInputs, KDLossOptions, Reduction
-from fastkd.losses._path import option_words, options_of
+from fastkd.losses._module import LossModule
+from fastkd.losses._path import options_of
 from fastkd.ops import kd_loss as ops
 from fastkd.ops._constant import constant
 from fastkd.reference.kd_loss import evaluate as evaluate_reference
@@ -116,7 +117,7 @@ def kd_loss(
     )
 
 
-class KDLoss(torch.nn.Module):
+class KDLoss(LossModule):
     """Module form of `fastkd.kd_loss`: it stores the options that are not tensors."""
 
     def __init__(
@@ -133,17 +134,18 @@ class KDLoss(torch.nn.Module):
         common_vocab: bool = False,
     ) -> None:
         """Store the options; see `fastkd.kd_loss`."""
-        super().__init__()
-        self.options = KDLossOptions(
-            temperature,
-            alpha,
-            divergence,
-            dim,
-            ignore_index,
-            label_smoothing,
-            reduction,
-            temperature_squared,
-            common_vocab,
+        super().__init__(
+            KDLossOptions(
+                temperature,
+                alpha,
+                divergence,
+                dim,
+                ignore_index,
+                label_smoothing,
+                reduction,
+                temperature_squared,
+                common_vocab,
+            )
         )
 
     def forward(
@@ -158,10 +160,6 @@ class KDLoss(torch.nn.Module):
         """Compute the loss; see `fastkd.kd_loss`."""
         inputs = KDLossInputs(student_logits, teacher_logits, target, sample_weight, num_items)
         return _call(inputs, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
 
 
 def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:

@@ -12,111 +12,24 @@ import ctypes
 import importlib
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
+
+from fastkd._native_module import INTERFACE, NativeModule
 
 # From best to plainest, by what torch says the CPU can do.
 _X86_BUILDS = {"AVX512": ("avx512", "avx2", "base"), "AVX2": ("avx2", "base")}
 
+# Modules and compiled functions are called from torch.
+_NOT_THE_USER = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
+
 CPU = -1  # what Tensor.get_device() says of CPU tensors; CUDA devices count from 0
-
-Described = tuple[int, int, tuple[int, ...], tuple[int, ...]]
-
-
-class NativeModule(Protocol):
-    """What csrc/bindings exports; every backend has the same functions."""
-
-    device_type: Literal["cpu", "cuda"]  # "cuda": device memory, which the host must not read
-
-    def __hash__(self) -> int: ...
-
-    def KdLossOptions(  # noqa: N802 - a C++ struct
-        self, temperature: float, soft_weight: float, hard_weight: float, label_smoothing: float
-    ) -> Any: ...
-
-    def RowOptions(self, reduction: int, ignore_index: int) -> Any: ...  # noqa: N802
-
-    def kd_loss(
-        self,
-        options: Any,
-        rows: Any,
-        dim: int,
-        batch_size: int,
-        num_items: float,
-        num_items_on_device: int,
-        student: Described,
-        teacher: Described,
-        target: int,
-        sample_weight: int,
-        loss: int,
-        unscale: int,
-        grad: Described | None,
-        workspace: int,
-        device: int,
-        stream: int,
-    ) -> bool: ...
-
-    def scale_gradient(
-        self,
-        dim: int,
-        grad: Described,
-        out: Described,
-        grad_loss: int,
-        per_row: bool,
-        unscale: int,
-        device: int,
-        stream: int,
-    ) -> bool: ...
-
-    def workspace_bytes(self, rows: int) -> int: ...
-
-    def RkdOptions(  # noqa: N802
-        self,
-        distance_weight: float,
-        angle_weight: float,
-        criterion: int,
-        beta: float,
-        reduction: int,
-        squared: bool,
-        eps: float,
-    ) -> Any: ...
-
-    def SimilarityOptions(  # noqa: N802
-        self, loss: int, reduction: int, criterion: int, beta: float, gamma: float, eps: float
-    ) -> Any: ...
-
-    # rkd_loss and similarity_loss have the same arguments: fastkd/_native.py calls them by name.
-
-    def attention_transfer_loss_workspace(self, samples: int, positions: int) -> int: ...
-
-    def attention_transfer_loss(
-        self,
-        power: float,
-        mean: bool,
-        student: Described,
-        teacher: Described,
-        loss: int,
-        map_grad: int,
-        workspace: int,
-        device: int,
-        stream: int,
-    ) -> bool: ...
-
-    def attention_transfer_gradient(
-        self,
-        power: float,
-        student: Described,
-        map_grad: int,
-        grad_loss: int,
-        grad: Described,
-        device: int,
-        stream: int,
-    ) -> bool: ...
 
 
 @dataclass
@@ -187,15 +100,24 @@ def _complain(device: int) -> None:
         return
     _warned.add(device)
     way_out = (
-        "Install a C++ compiler and reinstall fastkd to get the kernels."
+        "Reinstalling fastkd where there is a C++ compiler brings the kernels."
         if device == CPU
         else "`python -m fastkd info` tells what there is."
     )
     warnings.warn(
         f"{message}; the PyTorch reference serves instead. {way_out}",
         RuntimeWarning,
-        stacklevel=6,  # _complain, module_for, choose_path, _call, kd_loss, the user
+        stacklevel=_depth_of_the_user(),
     )
+
+
+def _depth_of_the_user() -> int:
+    """How far above the caller of this function the first frame outside fastkd and torch is."""
+    # warnings.warn(skip_file_prefixes=) does the same from Python 3.12 on.
+    frame, depth = sys._getframe(1), 1
+    while frame.f_code.co_filename.startswith(_NOT_THE_USER) and frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 # ---- CPU ----
@@ -291,11 +213,18 @@ def _load_cuda(device: int) -> tuple[NativeModule | None, str]:
 def _import(name: str) -> tuple[Any, str]:
     """A compiled module of this package, or None and why not."""
     try:
-        return importlib.import_module(f"fastkd.{name}"), ""
+        module = importlib.import_module(f"fastkd.{name}")
     except ModuleNotFoundError:
         return None, "it is not in this build"
     except ImportError as error:
         return None, str(error)
+    found = getattr(module, "interface", "none")
+    if found != INTERFACE:  # built in place from other sources
+        return None, (
+            f"it is of another version of fastkd: interface {INTERFACE} expected, {found} found; "
+            "rebuild it with `pip install -e .`"
+        )
+    return module, ""
 
 
 _serve_cpu(_choose_cpu())

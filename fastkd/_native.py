@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkd._backends import CPU, Described, NativeModule
+from fastkd._backends import CPU
+from fastkd._native_module import Described, NativeModule
 
 # The codes of csrc/core/dtype.h and csrc/core/logit_args.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -138,7 +139,9 @@ def attention_transfer_loss(
     map_grad: Tensor | None,
 ) -> bool:
     """Run the kernel over features [N, C, P]; False: it can't read these strides."""
-    bytes_needed = module.attention_transfer_loss_workspace(len(student), student.shape[2])
+    bytes_needed = module.attention_transfer_loss_workspace(
+        len(student), student.shape[2], map_grad is not None
+    )
     workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=student.device)
     return module.attention_transfer_loss(
         power,

@@ -47,19 +47,33 @@ class RKDDistanceOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class RKDAngleOptions:
-    """Of `rkd_angle_loss`."""
+class _CosinesOptions:
+    """Of a loss between cosines, by a criterion."""
 
     criterion: Criterion = "smooth_l1"
     beta: float = 1.0
     reduction: RelationReduction = "mean"
     eps: float = 1e-12
 
-    FUNCTION: ClassVar = "rkd_angle_loss"
+    FUNCTION: ClassVar[str]
 
     def __post_init__(self) -> None:
         _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
         _check_eps(self.FUNCTION, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class RKDAngleOptions(_CosinesOptions):
+    """Of `rkd_angle_loss`."""
+
+    FUNCTION: ClassVar = "rkd_angle_loss"
+
+
+@dataclass(frozen=True, slots=True)
+class CosineSimilarityOptions(_CosinesOptions):
+    """Of `cosine_similarity_loss`."""
+
+    FUNCTION: ClassVar = "cosine_similarity_loss"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +104,6 @@ class RKDOptions:
     def angle(self) -> RKDAngleOptions:
         """The angle part's."""
         return RKDAngleOptions(self.criterion, self.beta, self.reduction, self.eps)
-
-
-@dataclass(frozen=True, slots=True)
-class CosineSimilarityOptions:
-    """Of `cosine_similarity_loss`."""
-
-    criterion: Criterion = "smooth_l1"
-    beta: float = 1.0
-    reduction: RelationReduction = "mean"
-    eps: float = 1e-12
-
-    FUNCTION: ClassVar = "cosine_similarity_loss"
-
-    def __post_init__(self) -> None:
-        _check_relation(self.FUNCTION, self.criterion, self.beta, self.reduction)
-        _check_eps(self.FUNCTION, self.eps)
 
 
 @dataclass(frozen=True, slots=True)

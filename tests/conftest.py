@@ -54,6 +54,13 @@ def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def emulated() -> Iterator[Any]:
+    """Serve CPU tensors with the CUDA kernels on a chip with clusters; gives the module."""
+    with emulated_cuda(capability=90, order="greedy") as module:
+        yield module
+
+
+@pytest.fixture
 def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of kernels called: a test of a path must see that it was taken."""
     calls: list[str] = []

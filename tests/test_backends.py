@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which module serves which device, and what a user hears where none does."""
 
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from cases import PLAIN_CASES, LossCase
 
 import fastkd
 from fastkd import _backends
+from fastkd._native_module import INTERFACE
 
 GPU = 3  # no machine that runs these tests asks for it
 
@@ -75,6 +78,78 @@ def test_a_gpu_without_a_module_is_an_error_where_kernels_are_required(
     monkeypatch.setenv("FASTKD_REQUIRE_NATIVE", "1")
     with pytest.raises(RuntimeError, match=r"no native CUDA module.*forbids the reference"):
         _backends.module_for(GPU)
+
+
+@pytest.fixture(params=["none", INTERFACE - 1, INTERFACE + 1])
+def other_interface(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """All compiled modules are of other sources; gives the message."""
+    found = request.param
+    module = SimpleNamespace(device_type="cpu", device_problem=lambda device: "")
+    if found != "none":
+        module.interface = found
+    monkeypatch.setattr(_backends.importlib, "import_module", lambda name: module)
+    return f"interface {INTERFACE} expected, {found} found; rebuild it with `pip install -e .`"
+
+
+@pytest.fixture
+def _cpu_modules_of_now() -> Iterator[None]:
+    before = _backends.cpu_backend()
+    _backends._serve_cpu(_backends._choose_cpu())
+    yield
+    _backends._serve_cpu(before)
+
+
+@pytest.mark.usefixtures("other_interface", "_cpu_modules_of_now")
+def test_a_module_of_other_sources_is_not_used(
+    other_interface: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = torch.randn(2, 4, 5)
+    expected = fastkd.reference.kd_loss(student, teacher)
+    with pytest.warns(RuntimeWarning, match=re.escape(other_interface)):
+        assert torch.equal(fastkd.kd_loss(student, teacher), expected)
+    fastkd.kd_loss(student, teacher)  # without another word: warnings are errors here
+    assert other_interface in fastkd.info()["failures"]["base"]
+    monkeypatch.setenv("FASTKD_REQUIRE_NATIVE", "1")
+    with pytest.raises(RuntimeError, match=re.escape(other_interface)):
+        fastkd.kd_loss(student, teacher)
+
+
+def test_a_cuda_module_of_other_sources_is_not_used(other_interface: str) -> None:
+    with pytest.warns(RuntimeWarning, match=re.escape(other_interface)):
+        assert _backends.module_for(GPU) is None
+
+
+def assert_warns_of_this_file(call: Callable[[], object], line: int) -> None:
+    with _backends.use_on_cpu(None), pytest.warns(RuntimeWarning, match="no native CPU") as said:
+        call()
+    assert [(warning.filename, warning.lineno) for warning in said] == [(__file__, line)]
+
+
+@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+def test_the_warning_names_the_line_of_the_call(case: LossCase) -> None:
+    function, module = getattr(fastkd, case.loss), case.module()
+    student, teacher = case.make_inputs(case.geometry).tensors
+
+    def call_function() -> None:
+        function(student, teacher, **case.options)
+
+    def call_module() -> None:
+        module(student, teacher)
+
+    for call in (call_function, call_module):
+        assert_warns_of_this_file(call, call.__code__.co_firstlineno + 1)
+
+
+@pytest.mark.parametrize("loss", [fastkd.kd_loss, fastkd.RKDLoss()], ids=["function", "module"])
+def test_the_warning_names_the_line_of_a_compiled_call(loss: Any) -> None:
+    torch._dynamo.reset()
+    student, teacher = torch.randn(2, 4, 5)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+
+    def call() -> None:
+        compiled(student, teacher)
+
+    assert_warns_of_this_file(call, call.__code__.co_firstlineno + 1)
 
 
 def test_rocm_is_not_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

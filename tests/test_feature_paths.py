@@ -174,6 +174,42 @@ def test_compiled_is_eager(case: Case) -> None:
     torch.testing.assert_close(torch.autograd.grad(value, student), grads)
 
 
+@each_case
+@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
+def test_a_compiled_teacher_may_come_from_inference_mode(case: Case, backend: str) -> None:
+    torch._dynamo.reset()
+    student, teacher = case.inputs(torch.bfloat16)  # whose backward pass would keep the teacher
+    loss, grads = gradients(case, student, teacher)
+    with torch.inference_mode():
+        teacher = tuple(t.clone() for t in teacher)
+    compiled = torch.compile(case.run, fullgraph=True, backend=backend)
+    student = leaves(student)
+    value = compiled(student, teacher)
+    torch.testing.assert_close(value, loss)
+    torch.testing.assert_close(torch.autograd.grad(value, student), grads)
+
+
+@each_case
+def test_a_compiled_loss_is_transformed_and_exported_as_any(case: Case) -> None:
+    torch._dynamo.reset()
+    batches = [case.inputs(seed=seed) for seed in (0, 1)]
+    students, teachers = (
+        tuple(torch.stack(tensors) for tensors in zip(*side, strict=True))
+        for side in zip(*batches, strict=True)
+    )
+    transformed = torch.func.vmap(torch.func.grad(case.run))
+    compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(students, teachers), transformed(students, teachers))
+
+    class Distiller(torch.nn.Module):
+        def forward(self, student: Tensors, teacher: Tensors) -> Tensor:
+            return case.run(student, teacher)
+
+    program = torch.export.export(Distiller(), batches[0])
+    assert not any("fastkd" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*batches[0]), case.run(*batches[0]))
+
+
 def test_compiled_for_any_shape() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(fastkd.nst_loss, fullgraph=True, dynamic=True)
@@ -217,6 +253,29 @@ def test_the_teacher_may_come_from_inference_mode(case: Case) -> None:
     value, same_grads = gradients(case, student, teacher)
     assert value.item() == loss.item()
     assert all(map(torch.equal, same_grads, grads))
+
+
+@pytest.mark.parametrize("strides", [(12, 4, 1), (1, 2, 6), (0, 4, 1)])
+def test_opcheck_of_the_copy(strides: Shape) -> None:
+    tensor = torch.randn(30).as_strided((2, 3, 4), strides)
+    torch.library.opcheck(torch.ops.fastkd.copy.default, (tensor,))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_may_come_from_inference_mode(compiled: bool) -> None:
+    torch._dynamo.reset()
+    student, teacher = torch.randn(2, 3, 4)
+    student.requires_grad_()
+    with torch.inference_mode():
+        weight = torch.rand(3)
+    function = fastkd.logit_mse_loss
+    if compiled:
+        function = torch.compile(function, fullgraph=True)
+    grads = [
+        torch.autograd.grad(f(student, teacher, sample_weight=w), student)[0]
+        for f, w in ((function, weight), (fastkd.logit_mse_loss, weight.clone()))
+    ]
+    torch.testing.assert_close(*grads)
 
 
 @each_case

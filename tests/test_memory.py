@@ -5,6 +5,7 @@ import pytest
 import torch
 from cases import ATTENTION, KD_LOSS, PLAIN_PAIR_CASES, Geometry, Inputs, LossCase
 
+import fastkd
 from benchmarks.memory import peak_resident_bytes, peak_tensor_bytes
 
 
@@ -88,3 +89,13 @@ def test_attention_holds_one_gradient_and_maps(backend: str, dtype: torch.dtype)
     gradient, maps = inputs.tensors[0].nbytes, 4 * 16 * 40 * 40
     peak = peak_tensor_bytes(lambda: gradient_of(ATTENTION, inputs, 0.3))
     assert gradient <= peak <= gradient + 6 * maps + 4096
+
+
+def test_attention_holds_no_second_map_for_the_student(backend: str) -> None:
+    student, teacher = ATTENTION.make_inputs(Geometry((16, 8, 40, 40), 1)).tensors
+    student.requires_grad_()
+    maps = 4 * 16 * 40 * 40
+    peak = peak_tensor_bytes(lambda: fastkd.attention_transfer_loss(student, teacher))
+    assert (
+        2 * maps <= peak <= 2 * maps + 4096
+    )  # dloss/dmap, which the map lies in, and the teacher's

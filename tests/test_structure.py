@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout of the source tree: what a reader may rely on when looking for a file."""
 
+import inspect
 import json
+import pickle
 import re
 import tomllib
 from pathlib import Path
@@ -13,6 +15,7 @@ import fastkd
 from benchmarks.report import render_summary
 from benchmarks.results import results_from_json
 from fastkd import functional, nn, reference
+from fastkd._native_module import INTERFACE
 
 ROOT = Path(__file__).parents[1]
 LOSSES = functional.__all__
@@ -74,6 +77,27 @@ def test_loss_has_a_module(loss: str) -> None:
     assert loss.replace("_", "") in {name.lower() for name in nn.__all__}
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_module_takes_the_options_of_the_function(loss: str) -> None:
+    name = next(name for name in nn.__all__ if name.lower() == loss.replace("_", ""))
+    of_function, of_module = (
+        {
+            parameter.name: parameter.default
+            for parameter in inspect.signature(form).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        for form in (getattr(functional, loss), getattr(nn, name))
+    )
+    for of_a_call in ("sample_weight", "num_items"):
+        of_function.pop(of_a_call, None)
+    of_module.pop("regressor", None)
+    assert list(of_module.items()) == list(of_function.items())
+    module = getattr(nn, name)()
+    words = ", ".join(f"{option}={default!r}" for option, default in of_function.items())
+    assert repr(module) == f"{name}({words})"
+    assert pickle.loads(pickle.dumps(module)).options == module.options
+
+
 def test_cases_are_of_all_losses_with_a_kernel() -> None:
     assert {case.loss for case in CASES} == NATIVE
     assert {case.loss for case in PLAIN_CASES} == NATIVE
@@ -102,6 +126,11 @@ def test_core_includes_no_torch_header() -> None:
     sources = files("csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu", "csrc/**/*.cuh")
     assert sources
     assert [path.name for path in sources if TORCH_INCLUDE.search(path.read_text())] == []
+
+
+def test_bindings_and_package_have_one_interface() -> None:
+    source = (ROOT / "csrc/bindings/module.cpp").read_text()
+    assert re.findall(r"kInterface = (\d+);", source) == [str(INTERFACE)]
 
 
 def test_addresses_are_taken_in_one_file_only() -> None:

@@ -53,6 +53,7 @@ bool attention_transfer_loss_call(double power, bool mean, const py::object& stu
   args.power = power;
   args.mean = mean;
   args.loss = required<float>(loss, "loss");
+  args.with_grad = map_grad != 0;
   args.map_grad = pointer<float>(map_grad);
   args.workspace = pointer<void>(workspace);
   args.queue = {device, pointer<void>(stream)};
@@ -89,12 +90,14 @@ bool attention_transfer_gradient_call(double power, const py::object& student_fe
 void bind_feature_losses(py::module_& m) {
   m.def("attention_transfer_loss", &attention_transfer_loss_call);
   m.def("attention_transfer_gradient", &attention_transfer_gradient_call);
-  m.def("attention_transfer_loss_workspace", [](int64_t samples, int64_t positions) {
-    AttentionArgs args;
-    args.samples = samples;
-    args.positions = positions;
-    return attention_transfer_loss_workspace(args);
-  });
+  m.def("attention_transfer_loss_workspace",
+        [](int64_t samples, int64_t positions, bool with_grad) {
+          AttentionArgs args;
+          args.samples = samples;
+          args.positions = positions;
+          args.with_grad = with_grad;
+          return attention_transfer_loss_workspace(args);
+        });
 }
 
 }  // namespace fastkd

@@ -11,8 +11,7 @@ PairArgs sizes_of(int64_t rows, int64_t student_features, int64_t teacher_featur
   args.rows = rows;
   args.student.features = student_features;
   args.teacher.features = teacher_features;
-  static float wanted = 0.0f;  // only whether there is a gradient counts
-  args.grad = with_grad ? &wanted : nullptr;
+  args.with_grad = with_grad;
   return args;
 }
 
@@ -30,7 +29,7 @@ void bind_pair_loss(py::module_& m, const std::string& name,
         [kernel](const Options& options, int64_t rows, int64_t student_features,
                  int64_t teacher_features, int64_t student, int64_t teacher, int64_t loss,
                  int64_t grad, int64_t scratch, int device, int64_t stream) {
-          PairArgs args = sizes_of(rows, student_features, teacher_features, false);
+          PairArgs args = sizes_of(rows, student_features, teacher_features, grad != 0);
           args.student.data = required<const float>(student, "student");
           args.teacher.data = required<const float>(teacher, "teacher");
           args.loss = required<float>(loss, "loss");

@@ -15,11 +15,10 @@ struct AttentionMaps {
   explicit AttentionMaps(const AttentionArgs& args)
       : losses(static_cast<double*>(args.workspace)),
         teacher(reinterpret_cast<float*>(losses + args.samples)),
-        student(args.map_grad != nullptr ? args.map_grad
-                                         : teacher + args.samples * args.positions) {}
+        student(args.with_grad ? args.map_grad : teacher + args.samples * args.positions) {}
 
   static int64_t bytes(const AttentionArgs& args) {
-    const int64_t maps = args.map_grad != nullptr ? 1 : 2;
+    const int64_t maps = args.with_grad ? 1 : 2;
     return args.samples * static_cast<int64_t>(sizeof(double)) +
            maps * args.samples * args.positions * static_cast<int64_t>(sizeof(float));
   }

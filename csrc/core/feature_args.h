@@ -15,9 +15,10 @@ struct AttentionArgs {
   LogitView teacher;
   double power = 2.0;         // p of |x|^p, > 0
   bool mean = true;           // over all samples and positions, else the sum
+  bool with_grad = false;     // whether there is a gradient to write
   float* loss = nullptr;      // [1]
   float* map_grad = nullptr;  // [samples, positions]: dloss/d(mean over channels of |x|^p) of the
-                              // student; nullptr: no gradient wanted
+                              // student, where with_grad
   void* workspace = nullptr;  // attention_transfer_loss_workspace bytes, 64-byte aligned
   Queue queue;
 };

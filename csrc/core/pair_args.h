@@ -16,8 +16,9 @@ struct PairArgs {
   int64_t rows = 0;  // N >= 1
   Embeddings student;
   Embeddings teacher;
+  bool with_grad = false;     // whether there is a gradient to write
   float* loss = nullptr;      // [1]
-  float* grad = nullptr;      // [rows, student.features], or nullptr: no gradient wanted
+  float* grad = nullptr;      // [rows, student.features], where with_grad
   void* workspace = nullptr;  // as many bytes as the kernel's own function says, 64-byte aligned
   Queue queue;
 };

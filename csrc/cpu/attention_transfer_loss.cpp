@@ -97,7 +97,7 @@ class AttentionLoss {
                              sum_over(positions, [&](int64_t i) { return squared(teacher[i]); }));
     maps_.losses[sample] = sum_over(
         positions, [&](int64_t i) { return squared(pair.difference(student[i], teacher[i])); });
-    if (args_.map_grad == nullptr) return;
+    if (!args_.with_grad) return;
     const double dot = sum_over(positions, [&](int64_t i) {
       return pair.difference(student[i], teacher[i]) * pair.student(student[i]);
     });

@@ -26,7 +26,7 @@ struct RkdWorkspace {
   RkdWorkspace() = default;
   RkdWorkspace(Arena& arena, const PairArgs& args, const RkdOptions& options) {
     const bool with_distances = options.distance_weight != 0.0;
-    const bool angles = options.angle_weight != 0.0, with_grad = args.grad != nullptr;
+    const bool angles = options.angle_weight != 0.0, with_grad = args.with_grad;
     const int64_t n = args.rows, width = whole_lanes(n), elements = width * width;
     const auto panels = [&](const Embeddings& x) {
       return Panels{arena.take<float>(Panels::elements(n, x.features)), n, x.features};
@@ -94,7 +94,7 @@ class Rkd {
         distances_(options.distance_weight != 0.0),
         angles_(options.angle_weight != 0.0),
         // In one dimension every cosine is -1, 0 or 1, and nothing moves it.
-        moves_angles_(angles_ && args.grad != nullptr && args.student.features > 1) {
+        moves_angles_(angles_ && args.with_grad && args.student.features > 1) {
     Arena arena(args.workspace);
     memory_ = RkdWorkspace(arena, args, options);
   }
@@ -121,7 +121,7 @@ class Rkd {
                      : angle_part<SplitSquares>(memory_.weights);
     }
     *args_.loss = static_cast<float>(loss);
-    if (args_.grad != nullptr) gradient(loss, wide);
+    if (args_.with_grad) gradient(loss, wide);
     if (!ok_) return {Status::kThreadPoolFailed};
     return {};
   }

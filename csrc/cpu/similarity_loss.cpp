@@ -54,7 +54,7 @@ Outcome run_in(const Loss& loss, const PairArgs& args, const SimilarityOptions& 
   const bool moves = !Loss::kCosines || args.student.features > 1;
   const SimilarityRows<Loss, T> rows(loss, memory, n, scale,
                                      options.reduction == PairReduction::kMeanDistinct,
-                                     args.grad != nullptr && moves);
+                                     args.with_grad && moves);
   auto each_row = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) memory.row_losses[i] = rows.row(i);
   };
@@ -63,10 +63,10 @@ Outcome run_in(const Loss& loss, const PairArgs& args, const SimilarityOptions& 
   for (int64_t i = 0; i < n; ++i) sum += memory.row_losses[i];
   *args.loss = static_cast<float>(scale * sum);
   const bool finite = ::fabs(sum) <= DBL_MAX;
-  if (args.grad != nullptr && (!finite || !moves)) {
+  if (args.with_grad && (!finite || !moves)) {
     const float everywhere = finite ? 0.0f : NAN;
     for (int64_t i = 0; i < n * args.student.features; ++i) args.grad[i] = everywhere;
-  } else if (args.grad != nullptr) {
+  } else if (args.with_grad) {
     if constexpr (Loss::kNormalisesRows) {
       auto each_panel = [&](int64_t begin, int64_t end) {
         for (int64_t p = begin; p < end; ++p) rows.panel(p * kLanes);

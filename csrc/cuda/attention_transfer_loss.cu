@@ -145,7 +145,7 @@ Outcome attention_transfer_loss(const AttentionArgs& args) {
   if (!empty) {
     cuda::launch_map(launch, args.student, args, maps.student);
     cuda::launch_map(launch, args.teacher, args, maps.teacher);
-    const cuda::CompareCall compare{args.positions, scale,        args.map_grad != nullptr,
+    const cuda::CompareCall compare{args.positions, scale,        args.with_grad,
                                     maps.student,   maps.teacher, maps.losses};
     launch("compare_maps", cuda::compare_maps, {samples, cuda::kSampleThreads, 1, shared}, compare);
   }

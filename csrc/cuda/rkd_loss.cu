@@ -50,7 +50,7 @@ Outcome run_rkd(const PairArgs& args, const RkdOptions& options) {
       }
     }
     launch_rkd_sum(launch, memory, factors, args.loss);
-    if (args.grad != nullptr) {
+    if (args.with_grad) {
       RkdFactors of_pulls = factors;
       if (memory.angles.across == nullptr) of_pulls.angle = 0.0;
       launch_pulls(launch, squares, memory, of_pulls);
@@ -63,7 +63,7 @@ Outcome run_rkd(const PairArgs& args, const RkdOptions& options) {
 Outcome no_loss(const PairArgs& args) {
   Launcher launch(args.queue);
   launch_zeros(launch, args.loss, 1);
-  if (args.grad != nullptr) launch_zeros(launch, args.grad, args.rows * args.student.features);
+  if (args.with_grad) launch_zeros(launch, args.grad, args.rows * args.student.features);
   return launch.outcome();
 }
 

@@ -42,7 +42,7 @@ struct RkdMemory {
 inline RkdMemory::RkdMemory(Scratch& scratch, const PairArgs& args, const RkdOptions& options)
     : rows(args.rows), distance{options.squared, options.eps} {
   const bool distances = options.distance_weight != 0.0, angle = options.angle_weight != 0.0;
-  const bool with_grad = args.grad != nullptr;
+  const bool with_grad = args.with_grad;
   // Between numbers cosines are -1, 0 or 1: no gradient but rounding's.
   const bool moves_angles = angle && with_grad && args.student.features > 1;
   const int64_t stride = pair_stride(rows), elements = stride * stride;

@@ -52,7 +52,7 @@ Outcome run_similarity(const Loss& loss, const PairArgs& args, const SimilarityO
   arena.take<double>(kPairWarps);
   launch("sum_similarity", sum_similarity, {1, kPairThreads, 1, arena.bytes()}, call.rows,
          call.scale, call.values, call.summary, args.loss);
-  if (args.grad != nullptr) {
+  if (args.with_grad) {
     launch_pulls(launch, call);
     launch_pair_gradient(launch, args, call.pulls, call.stretches, Loss::kCosines);
   }

@@ -44,7 +44,7 @@ struct SimilarityCall {
         distinct(options.reduction == PairReduction::kMeanDistinct),
         rows(args.rows) {
     const int64_t stride = pair_stride(rows), elements = stride * stride;
-    const bool with_grad = args.grad != nullptr;
+    const bool with_grad = args.with_grad;
     double* const student = scratch.take<double>(elements);
     products = {student, scratch.take<double>(elements), stride};
     student_inverses = scratch.take<double>(rows);

@@ -144,6 +144,7 @@ class AttentionRun {
     args.power = c_.power;
     args.mean = c_.mean;
     args.loss = loss;
+    args.with_grad = map_grad != nullptr;
     args.map_grad = map_grad;
     const Workspace workspace(attention_transfer_loss_workspace(args));
     args.workspace = workspace.data();

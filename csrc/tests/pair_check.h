@@ -172,6 +172,7 @@ class PairCheck {
     args.student = {batches.student.data(), batches.shape.features};
     args.teacher = {batches.teacher.data(), batches.shape.teacher_features};
     args.loss = &result.loss;
+    args.with_grad = with_grad;
     args.grad = with_grad ? result.grad.data() : nullptr;
     std::vector<Line> workspace(static_cast<size_t>(workspace_of(args, o) + 63) / sizeof(Line));
     memset(static_cast<void*>(workspace.data()), 0xff, workspace.size() * sizeof(Line));

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from fastkd import _front
+from fastkd._validation import check_embeddings
+from fastkd.ops._constant import constant
 from fastkd.ops._with_gradient import Evaluate, Paths
 
 Options = TypeVar("Options")
@@ -23,7 +25,15 @@ def call(
         return paths.eager(student, teacher, options)
     if path == "compiled":
         return paths.compiled(student, teacher, options)
-    return evaluate(student, teacher.detach(), options)
+    return evaluate(student, constant(teacher), options)
+
+
+def call_on_embeddings(
+    paths: Paths, evaluate: Evaluate, student: Tensor, teacher: Tensor, options: Any
+) -> Tensor:
+    """The same of two batches of embeddings, after their checks."""
+    check_embeddings(options.FUNCTION, student, teacher)
+    return call(paths, evaluate, student, teacher, options)
 
 
 def options_of(kind: Callable[..., Options], *values: object) -> Options:
@@ -40,8 +50,3 @@ def options_of(kind: Callable[..., Options], *values: object) -> Options:
 @functools.lru_cache(maxsize=256, typed=True)
 def _cached(kind: Any, *values: object) -> Any:
     return kind(*values)
-
-
-def option_words(options: Any) -> str:
-    """Options as a module shows them."""
-    return repr(options).partition("(")[2].removesuffix(")")

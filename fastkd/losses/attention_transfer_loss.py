@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention transfer."""
 
-import torch
 from torch import Tensor
 
 from fastkd._attention_options import AttentionTransferOptions, MapReduction
 from fastkd._validation import check_maps
-from fastkd.losses._path import call, option_words, options_of
+from fastkd.losses._module import LossModule
+from fastkd.losses._path import call, options_of
 from fastkd.ops.attention_transfer_loss import paths
 from fastkd.reference.attention_transfer_loss import evaluate, with_one_size
 
@@ -71,23 +71,18 @@ def attention_transfer_loss(
     return _call(student_features, teacher_features, options)
 
 
-class AttentionTransferLoss(torch.nn.Module):
+class AttentionTransferLoss(LossModule):
     """Module form of `fastkd.attention_transfer_loss`: it stores the options."""
 
     def __init__(
         self, *, p: float = 2.0, interpolate: bool = False, reduction: MapReduction = "mean"
     ) -> None:
         """Store the options; see `fastkd.attention_transfer_loss`."""
-        super().__init__()
-        self.options = AttentionTransferOptions(p, interpolate, reduction)
+        super().__init__(AttentionTransferOptions(p, interpolate, reduction))
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
         """Compute the loss; see `fastkd.attention_transfer_loss`."""
         return _call(student_features, teacher_features, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
 
 
 def _call(student: Tensor, teacher: Tensor, options: AttentionTransferOptions) -> Tensor:

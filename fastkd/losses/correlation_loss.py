@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Correlation congruence."""
 
-import torch
+import functools
+
 from torch import Tensor
 
 from fastkd._relational_options import CorrelationOptions, RelationReduction
-from fastkd._validation import check_embeddings
-from fastkd.losses._path import call, option_words, options_of
+from fastkd.losses._module import EmbeddingsModule
+from fastkd.losses._path import call_on_embeddings, options_of
 from fastkd.ops.similarity_loss import correlation as paths
 from fastkd.reference.correlation_loss import evaluate
+
+_call = functools.partial(call_on_embeddings, paths, evaluate)
 
 
 def correlation_loss(
@@ -68,25 +71,16 @@ def correlation_loss(
         0.1516
     """
     options = options_of(CorrelationOptions, gamma, reduction, eps)
-    check_embeddings("correlation_loss", student_embeddings, teacher_embeddings)
-    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+    return _call(student_embeddings, teacher_embeddings, options)
 
 
-class CorrelationLoss(torch.nn.Module):
+class CorrelationLoss(EmbeddingsModule):
     """Module form of `fastkd.correlation_loss`: it stores the options."""
+
+    _call = staticmethod(_call)
 
     def __init__(
         self, *, gamma: float = 0.4, reduction: RelationReduction = "mean", eps: float = 1e-12
     ) -> None:
         """Store the options; see `fastkd.correlation_loss`."""
-        super().__init__()
-        self.options = CorrelationOptions(gamma, reduction, eps)
-
-    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
-        """Compute the loss; see `fastkd.correlation_loss`."""
-        check_embeddings("correlation_loss", student_embeddings, teacher_embeddings)
-        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
+        super().__init__(CorrelationOptions(gamma, reduction, eps))

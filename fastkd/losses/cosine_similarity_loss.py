@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relational distillation by the cosines of pairs."""
 
-import torch
+import functools
+
 from torch import Tensor
 
 from fastkd._relational_options import CosineSimilarityOptions, Criterion, RelationReduction
-from fastkd._validation import check_embeddings
-from fastkd.losses._path import call, option_words, options_of
+from fastkd.losses._module import CosinesModule
+from fastkd.losses._path import call_on_embeddings, options_of
 from fastkd.ops.similarity_loss import cosine as paths
 from fastkd.reference.cosine_similarity_loss import evaluate
+
+_call = functools.partial(call_on_embeddings, paths, evaluate)
 
 
 def cosine_similarity_loss(
@@ -72,30 +75,11 @@ def cosine_similarity_loss(
         0.25
     """
     options = options_of(CosineSimilarityOptions, criterion, beta, reduction, eps)
-    check_embeddings("cosine_similarity_loss", student_embeddings, teacher_embeddings)
-    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+    return _call(student_embeddings, teacher_embeddings, options)
 
 
-class CosineSimilarityLoss(torch.nn.Module):
+class CosineSimilarityLoss(CosinesModule):
     """Module form of `fastkd.cosine_similarity_loss`: it stores the options."""
 
-    def __init__(
-        self,
-        *,
-        criterion: Criterion = "smooth_l1",
-        beta: float = 1.0,
-        reduction: RelationReduction = "mean",
-        eps: float = 1e-12,
-    ) -> None:
-        """Store the options; see `fastkd.cosine_similarity_loss`."""
-        super().__init__()
-        self.options = CosineSimilarityOptions(criterion, beta, reduction, eps)
-
-    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
-        """Compute the loss; see `fastkd.cosine_similarity_loss`."""
-        check_embeddings("cosine_similarity_loss", student_embeddings, teacher_embeddings)
-        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
+    _call = staticmethod(_call)
+    _options = CosineSimilarityOptions

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flow of solution procedure: how one layer's features go over into another's."""
 
-import torch
 from torch import Tensor
 
 from fastkd._feature_options import ExampleReduction, FSPOptions
 from fastkd._validation import check_layer_pairs
-from fastkd.losses._path import option_words, options_of
+from fastkd.losses._module import LossModule
+from fastkd.losses._path import options_of
 from fastkd.reference.fsp_loss import evaluate
 
 
@@ -62,23 +62,18 @@ def fsp_loss(
     return _call(student_features, teacher_features, options)
 
 
-class FSPLoss(torch.nn.Module):
+class FSPLoss(LossModule):
     """Module form of `fastkd.fsp_loss`: it stores the options."""
 
     def __init__(self, *, reduction: ExampleReduction = "mean") -> None:
         """Store the options; see `fastkd.fsp_loss`."""
-        super().__init__()
-        self.options = FSPOptions(reduction)
+        super().__init__(FSPOptions(reduction))
 
     def forward(
         self, student_features: tuple[Tensor, Tensor], teacher_features: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Compute the loss; see `fastkd.fsp_loss`."""
         return _call(student_features, teacher_features, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
 
 
 def _call(

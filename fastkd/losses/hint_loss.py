@@ -9,7 +9,9 @@ from torch import Tensor
 from fastkd._feature_options import ElementReduction, HintOptions, RegressorKind
 from fastkd._option_checks import check_choice, check_positive, check_type
 from fastkd._validation import check_same_features
-from fastkd.losses._path import option_words, options_of
+from fastkd.losses._module import LossModule
+from fastkd.losses._path import options_of
+from fastkd.ops._constant import constant
 from fastkd.reference.hint_loss import evaluate
 
 
@@ -59,10 +61,10 @@ def hint_loss(
     """
     options = options_of(HintOptions, reduction)
     check_same_features("hint_loss", student_features, teacher_features)
-    return evaluate(student_features, teacher_features.detach(), options)
+    return evaluate(student_features, constant(teacher_features), options)
 
 
-class HintLoss(torch.nn.Module):
+class HintLoss(LossModule):
     """Module form of `fastkd.hint_loss`: it stores the options, and the regressor if there is one.
 
     Its parameters are the regressor's: give them to the optimizer with the student's.
@@ -81,13 +83,12 @@ class HintLoss(torch.nn.Module):
                 other module.
             reduction: see `fastkd.hint_loss`.
         """
-        super().__init__()
         if regressor is not None and not isinstance(regressor, torch.nn.Module):
             raise TypeError(
                 "hint_loss: regressor must be a torch.nn.Module or None, "
                 f"got {type(regressor).__name__}"
             )
-        self.options = HintOptions(reduction)
+        super().__init__(HintOptions(reduction))
         self.regressor = regressor
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -95,11 +96,7 @@ class HintLoss(torch.nn.Module):
         if self.regressor is not None:
             student_features = self.regressor(student_features)
         check_same_features("hint_loss", student_features, teacher_features)
-        return evaluate(student_features, teacher_features.detach(), self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
+        return evaluate(student_features, constant(teacher_features), self.options)
 
 
 class HintRegressor(torch.nn.Module):

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from fastkd import _front, _validation
 from fastkd._options import Divergence, KDLossInputs, KDLossOptions, Reduction
-from fastkd.losses._path import option_words, options_of
+from fastkd.losses._module import LossModule
+from fastkd.losses._path import options_of
 from fastkd.ops import kd_loss as ops
+from fastkd.ops._constant import constant
 from fastkd.reference.kd_loss import evaluate as evaluate_reference
 
 
@@ -115,7 +117,7 @@ def kd_loss(
     )
 
 
-class KDLoss(torch.nn.Module):
+class KDLoss(LossModule):
     """Module form of `fastkd.kd_loss`: it stores the options that are not tensors."""
 
     def __init__(
@@ -132,17 +134,18 @@ class KDLoss(torch.nn.Module):
         common_vocab: bool = False,
     ) -> None:
         """Store the options; see `fastkd.kd_loss`."""
-        super().__init__()
-        self.options = KDLossOptions(
-            temperature,
-            alpha,
-            divergence,
-            dim,
-            ignore_index,
-            label_smoothing,
-            reduction,
-            temperature_squared,
-            common_vocab,
+        super().__init__(
+            KDLossOptions(
+                temperature,
+                alpha,
+                divergence,
+                dim,
+                ignore_index,
+                label_smoothing,
+                reduction,
+                temperature_squared,
+                common_vocab,
+            )
         )
 
     def forward(
@@ -158,10 +161,6 @@ class KDLoss(torch.nn.Module):
         inputs = KDLossInputs(student_logits, teacher_logits, target, sample_weight, num_items)
         return _call(inputs, self.options)
 
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
-
 
 def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     if _front.is_ordinary_call(inputs, options.dim):
@@ -172,7 +171,8 @@ def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
         return (ops.eager if path == "eager" else ops.compiled)(inputs, options)
     if not torch.compiler.is_compiling() and not _front.in_transform():
         _check_values(inputs, options)
-    return evaluate_reference(inputs.constant(), options)
+    inputs = inputs.constant()._replace(teacher=constant(inputs.teacher))
+    return evaluate_reference(inputs, options)
 
 
 def _check_values(inputs: KDLossInputs, options: KDLossOptions) -> None:

@@ -8,7 +8,9 @@ from fastkd import _front
 from fastkd._feature_options import LogitMSEOptions
 from fastkd._options import Reduction
 from fastkd._validation import check_weighted_logits, read_num_items
-from fastkd.losses._path import option_words, options_of
+from fastkd.losses._module import LossModule
+from fastkd.losses._path import options_of
+from fastkd.ops._constant import constant
 from fastkd.reference.logit_mse_loss import evaluate
 
 
@@ -83,15 +85,14 @@ def logit_mse_loss(
     return _call(student_logits, teacher_logits, sample_weight, num_items, options)
 
 
-class LogitMSELoss(torch.nn.Module):
+class LogitMSELoss(LossModule):
     """Module form of `fastkd.logit_mse_loss`: it stores the options that are not tensors."""
 
     def __init__(
         self, *, dim: int = -1, zero_mean: bool = False, reduction: Reduction = "mean"
     ) -> None:
         """Store the options; see `fastkd.logit_mse_loss`."""
-        super().__init__()
-        self.options = LogitMSEOptions(dim, zero_mean, reduction)
+        super().__init__(LogitMSEOptions(dim, zero_mean, reduction))
 
     def forward(
         self,
@@ -103,10 +104,6 @@ class LogitMSELoss(torch.nn.Module):
     ) -> Tensor:
         """Compute the loss; see `fastkd.logit_mse_loss`."""
         return _call(student_logits, teacher_logits, sample_weight, num_items, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
 
 
 def _call(
@@ -129,8 +126,8 @@ def _call(
         num_items = num_items.detach()
         _check_value(num_items)
     if sample_weight is not None:
-        sample_weight = sample_weight.detach()
-    return evaluate(student, teacher.detach(), sample_weight, num_items, options)
+        sample_weight = constant(sample_weight)
+    return evaluate(student, constant(teacher), sample_weight, num_items, options)
 
 
 def _check_value(num_items: Tensor) -> None:

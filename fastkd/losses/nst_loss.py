@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Neuron selectivity transfer: where in the picture the channels respond."""
 
-import torch
 from torch import Tensor
 
 from fastkd._feature_options import ExampleReduction, NSTOptions
 from fastkd._validation import check_maps
-from fastkd.losses._path import option_words, options_of
+from fastkd.losses._module import LossModule
+from fastkd.losses._path import options_of
+from fastkd.ops._constant import constant
 from fastkd.reference.nst_loss import evaluate
 
 
@@ -71,23 +72,18 @@ def nst_loss(
     return _call(student_features, teacher_features, options)
 
 
-class NSTLoss(torch.nn.Module):
+class NSTLoss(LossModule):
     """Module form of `fastkd.nst_loss`: it stores the options."""
 
     def __init__(self, *, interpolate: bool = False, reduction: ExampleReduction = "mean") -> None:
         """Store the options; see `fastkd.nst_loss`."""
-        super().__init__()
-        self.options = NSTOptions(interpolate, reduction)
+        super().__init__(NSTOptions(interpolate, reduction))
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
         """Compute the loss; see `fastkd.nst_loss`."""
         return _call(student_features, teacher_features, self.options)
 
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
-
 
 def _call(student: Tensor, teacher: Tensor, options: NSTOptions) -> Tensor:
     check_maps("nst_loss", student, teacher, options.interpolate)
-    return evaluate(student, teacher.detach(), options)
+    return evaluate(student, constant(teacher), options)

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probabilistic knowledge transfer."""
 
-import torch
+import functools
+
 from torch import Tensor
 
 from fastkd._relational_options import PKTOptions, TableReduction
-from fastkd._validation import check_embeddings
-from fastkd.losses._path import call, option_words, options_of
+from fastkd.losses._module import EmbeddingsModule
+from fastkd.losses._path import call_on_embeddings, options_of
 from fastkd.ops.similarity_loss import pkt as paths
 from fastkd.reference.pkt_loss import evaluate
+
+_call = functools.partial(call_on_embeddings, paths, evaluate)
 
 
 def pkt_loss(
@@ -65,23 +68,14 @@ def pkt_loss(
         0.0294
     """
     options = options_of(PKTOptions, reduction, eps)
-    check_embeddings("pkt_loss", student_embeddings, teacher_embeddings)
-    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+    return _call(student_embeddings, teacher_embeddings, options)
 
 
-class PKTLoss(torch.nn.Module):
+class PKTLoss(EmbeddingsModule):
     """Module form of `fastkd.pkt_loss`: it stores the options."""
+
+    _call = staticmethod(_call)
 
     def __init__(self, *, reduction: TableReduction = "mean", eps: float = 1e-7) -> None:
         """Store the options; see `fastkd.pkt_loss`."""
-        super().__init__()
-        self.options = PKTOptions(reduction, eps)
-
-    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
-        """Compute the loss; see `fastkd.pkt_loss`."""
-        check_embeddings("pkt_loss", student_embeddings, teacher_embeddings)
-        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
+        super().__init__(PKTOptions(reduction, eps))

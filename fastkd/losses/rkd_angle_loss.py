@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relational distillation by the angles of triplets."""
 
-import torch
+import functools
+
 from torch import Tensor
 
 from fastkd._relational_options import Criterion, RelationReduction, RKDAngleOptions
-from fastkd._validation import check_embeddings
-from fastkd.losses._path import call, option_words, options_of
+from fastkd.losses._module import CosinesModule
+from fastkd.losses._path import call_on_embeddings, options_of
 from fastkd.ops.rkd_loss import angle as paths
 from fastkd.reference.rkd_angle_loss import evaluate
+
+_call = functools.partial(call_on_embeddings, paths, evaluate)
 
 
 def rkd_angle_loss(
@@ -77,30 +80,11 @@ def rkd_angle_loss(
         0.1296
     """
     options = options_of(RKDAngleOptions, criterion, beta, reduction, eps)
-    check_embeddings("rkd_angle_loss", student_embeddings, teacher_embeddings)
-    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+    return _call(student_embeddings, teacher_embeddings, options)
 
 
-class RKDAngleLoss(torch.nn.Module):
+class RKDAngleLoss(CosinesModule):
     """Module form of `fastkd.rkd_angle_loss`: it stores the options."""
 
-    def __init__(
-        self,
-        *,
-        criterion: Criterion = "smooth_l1",
-        beta: float = 1.0,
-        reduction: RelationReduction = "mean",
-        eps: float = 1e-12,
-    ) -> None:
-        """Store the options; see `fastkd.rkd_angle_loss`."""
-        super().__init__()
-        self.options = RKDAngleOptions(criterion, beta, reduction, eps)
-
-    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
-        """Compute the loss; see `fastkd.rkd_angle_loss`."""
-        check_embeddings("rkd_angle_loss", student_embeddings, teacher_embeddings)
-        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
+    _call = staticmethod(_call)
+    _options = RKDAngleOptions

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relational distillation by the distances of pairs."""
 
-import torch
+import functools
+
 from torch import Tensor
 
 from fastkd._relational_options import Criterion, RelationReduction, RKDDistanceOptions
-from fastkd._validation import check_embeddings
-from fastkd.losses._path import call, option_words, options_of
+from fastkd.losses._module import EmbeddingsModule
+from fastkd.losses._path import call_on_embeddings, options_of
 from fastkd.ops.rkd_loss import distance as paths
 from fastkd.reference.rkd_distance_loss import evaluate
+
+_call = functools.partial(call_on_embeddings, paths, evaluate)
 
 
 def rkd_distance_loss(
@@ -76,12 +79,13 @@ def rkd_distance_loss(
         0.0139
     """
     options = options_of(RKDDistanceOptions, criterion, beta, reduction, squared, eps)
-    check_embeddings("rkd_distance_loss", student_embeddings, teacher_embeddings)
-    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+    return _call(student_embeddings, teacher_embeddings, options)
 
 
-class RKDDistanceLoss(torch.nn.Module):
+class RKDDistanceLoss(EmbeddingsModule):
     """Module form of `fastkd.rkd_distance_loss`: it stores the options."""
+
+    _call = staticmethod(_call)
 
     def __init__(
         self,
@@ -93,14 +97,4 @@ class RKDDistanceLoss(torch.nn.Module):
         eps: float = 1e-12,
     ) -> None:
         """Store the options; see `fastkd.rkd_distance_loss`."""
-        super().__init__()
-        self.options = RKDDistanceOptions(criterion, beta, reduction, squared, eps)
-
-    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
-        """Compute the loss; see `fastkd.rkd_distance_loss`."""
-        check_embeddings("rkd_distance_loss", student_embeddings, teacher_embeddings)
-        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
+        super().__init__(RKDDistanceOptions(criterion, beta, reduction, squared, eps))

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relational distillation by distances and angles together."""
 
-import torch
+import functools
+
 from torch import Tensor
 
 from fastkd._relational_options import Criterion, RelationReduction, RKDOptions
-from fastkd._validation import check_embeddings
-from fastkd.losses._path import call, option_words, options_of
+from fastkd.losses._module import EmbeddingsModule
+from fastkd.losses._path import call_on_embeddings, options_of
 from fastkd.ops.rkd_loss import both as paths
 from fastkd.reference.rkd_loss import evaluate
+
+_call = functools.partial(call_on_embeddings, paths, evaluate)
 
 
 def rkd_loss(
@@ -73,12 +76,13 @@ def rkd_loss(
     options = options_of(
         RKDOptions, distance_weight, angle_weight, criterion, beta, reduction, squared, eps
     )
-    check_embeddings("rkd_loss", student_embeddings, teacher_embeddings)
-    return call(paths, evaluate, student_embeddings, teacher_embeddings, options)
+    return _call(student_embeddings, teacher_embeddings, options)
 
 
-class RKDLoss(torch.nn.Module):
+class RKDLoss(EmbeddingsModule):
     """Module form of `fastkd.rkd_loss`: it stores the options."""
+
+    _call = staticmethod(_call)
 
     def __init__(
         self,
@@ -92,16 +96,6 @@ class RKDLoss(torch.nn.Module):
         eps: float = 1e-12,
     ) -> None:
         """Store the options; see `fastkd.rkd_loss`."""
-        super().__init__()
-        self.options = RKDOptions(
-            distance_weight, angle_weight, criterion, beta, reduction, squared, eps
+        super().__init__(
+            RKDOptions(distance_weight, angle_weight, criterion, beta, reduction, squared, eps)
         )
-
-    def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
-        """Compute the loss; see `fastkd.rkd_loss`."""
-        check_embeddings("rkd_loss", student_embeddings, teacher_embeddings)
-        return call(paths, evaluate, student_embeddings, teacher_embeddings, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)

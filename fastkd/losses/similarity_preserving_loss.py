@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Similarity-preserving distillation."""
 
-import torch
 from torch import Tensor
 
 from fastkd._relational_options import SimilarityPreservingOptions, TableReduction
 from fastkd._validation import check_features
-from fastkd.losses._path import call, option_words, options_of
+from fastkd.losses._module import LossModule
+from fastkd.losses._path import call, options_of
 from fastkd.ops.similarity_loss import similarity_preserving as paths
 from fastkd.reference.similarity_preserving_loss import evaluate
 
@@ -69,21 +69,16 @@ def similarity_preserving_loss(
     return _call(student_features, teacher_features, options)
 
 
-class SimilarityPreservingLoss(torch.nn.Module):
+class SimilarityPreservingLoss(LossModule):
     """Module form of `fastkd.similarity_preserving_loss`: it stores the options."""
 
     def __init__(self, *, reduction: TableReduction = "mean", eps: float = 1e-12) -> None:
         """Store the options; see `fastkd.similarity_preserving_loss`."""
-        super().__init__()
-        self.options = SimilarityPreservingOptions(reduction, eps)
+        super().__init__(SimilarityPreservingOptions(reduction, eps))
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
         """Compute the loss; see `fastkd.similarity_preserving_loss`."""
         return _call(student_features, teacher_features, self.options)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return option_words(self.options)
 
 
 def _call(student: Tensor, teacher: Tensor, options: SimilarityPreservingOptions) -> Tensor:

@@ -4,9 +4,10 @@
 from torch import Tensor
 
 from fastkd import _backends
+from fastkd._native_module import NativeModule
 
 
-def module_of(function: str, tensor: Tensor) -> _backends.NativeModule:
+def module_of(function: str, tensor: Tensor) -> NativeModule:
     """The module for the tensor's device; the front has seen to it that there is one."""
     index = tensor.get_device()
     module = _backends.ready_module(index) or _backends.module_for(index)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastkd import _backends, _front, _native
+from fastkd._native_module import NativeModule
 from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._validation import check_kd_loss, read_num_items, target_out_of_range
 from fastkd.ops._graph import (
@@ -79,9 +80,7 @@ def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Re
     return Result(loss, grad, unscale)
 
 
-def _settle(
-    num_items: float | Tensor, module: _backends.NativeModule, student: Tensor
-) -> float | Tensor:
+def _settle(num_items: float | Tensor, module: NativeModule, student: Tensor) -> float | Tensor:
     """num_items as the kernel takes it: what is in device memory stays there."""
     on_device = isinstance(num_items, Tensor) and num_items.get_device() == student.get_device()
     if isinstance(num_items, Tensor) and on_device and module.device_type == "cuda":
@@ -95,7 +94,7 @@ def _class_rows(logits: Tensor, dim: int) -> Tensor:
 
 @functools.lru_cache(maxsize=256)
 def _native_options(
-    module: _backends.NativeModule, options: KDLossOptions, has_target: bool
+    module: NativeModule, options: KDLossOptions, has_target: bool
 ) -> tuple[Any, Any]:
     alpha = options.alpha if has_target else 1.0
     return (

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastkd import _backends
 from fastkd._native import CRITERION_CODES, PAIR_REDUCTION_CODES
+from fastkd._native_module import NativeModule
 from fastkd._relational_options import RKDAngleOptions, RKDDistanceOptions, RKDOptions
 from fastkd._validation import check_embeddings
 from fastkd.ops import _pairs
@@ -31,7 +31,7 @@ def _paths(options: Any, evaluate: Any) -> Paths:
 
 
 @functools.lru_cache(maxsize=256)
-def _native_options(module: _backends.NativeModule, options: Any) -> Any:
+def _native_options(module: NativeModule, options: Any) -> Any:
     if isinstance(options, RKDOptions):
         weights = options.distance_weight, options.angle_weight
     else:

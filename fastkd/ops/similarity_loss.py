@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastkd import _backends
 from fastkd._native import CRITERION_CODES, PAIR_REDUCTION_CODES, SIMILARITY_CODES
+from fastkd._native_module import NativeModule
 from fastkd._relational_options import (
     CorrelationOptions,
     CosineSimilarityOptions,
@@ -41,7 +41,7 @@ def _paths(options: Any, evaluate: Any) -> Paths:
 
 
 @functools.lru_cache(maxsize=256)
-def _native_options(module: _backends.NativeModule, options: Any) -> Any:
+def _native_options(module: NativeModule, options: Any) -> Any:
     return module.SimilarityOptions(
         SIMILARITY_CODES[options.FUNCTION],
         PAIR_REDUCTION_CODES[options.reduction],

@@ -14,12 +14,12 @@ def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) for t in tensors)
 
 
-def kept(teacher: Tensor) -> Tensor:
-    """The teacher as autograd may keep it: what inference_mode made has to be copied."""
-    # Dynamo traces no is_inference; there, torch's own error tells of no_grad.
-    if torch.compiler.is_compiling() or not teacher.is_inference():
-        return teacher
-    return teacher.clone()
+def kept(constant: Tensor) -> Tensor:
+    """A tensor as autograd may keep it: what inference_mode made has to be copied."""
+    # Dynamo traces no is_inference; fastkd/ops/_constant.py sees to what public functions take.
+    if torch.compiler.is_compiling() or not constant.is_inference():
+        return constant
+    return constant.clone()
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastkd.reference import _precision
+from fastkd.reference._scale import near_one
 
 _CRITERIA: dict[str, Callable[..., Tensor]] = {
     "l1": functional.l1_loss,
@@ -21,14 +22,9 @@ def same_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
 
 
 def gram(x: Tensor) -> Tensor:
-    """Inner products of all rows; [..., N, N]."""
+    """Inner products of all rows. [..., N, N]."""
     with _precision.without_autocast(x.device):
         return x @ x.mT
-
-
-def squared_distances(x: Tensor) -> Tensor:
-    """|x_i - x_j|^2 by differences: inner products would cancel for near pairs. [N, N]."""
-    return (x.unsqueeze(1) - x.unsqueeze(0)).square().sum(-1)
 
 
 def on_diagonal(table: Tensor) -> Tensor:
@@ -37,19 +33,19 @@ def on_diagonal(table: Tensor) -> Tensor:
     return table.new_ones(table.shape[-1], dtype=torch.bool).diag_embed()
 
 
-def inverse_root(square: Tensor, eps: float) -> Tensor:
+def inverse_root(square: Tensor, eps: Tensor) -> Tensor:
     """1 / sqrt(square), and 0 with no gradient where the root is at most eps."""
     nothing = square <= eps * eps
     return square.masked_fill(nothing, 1).rsqrt().masked_fill(nothing, 0)
 
 
 def cosine_table(x: Tensor, eps: float) -> Tensor:
-    """Cosines between all rows, 0 for rows no longer than eps. [N, N]."""
-    square = x.square().sum(-1)
-    unit = x * inverse_root(square, eps).unsqueeze(1)
-    table = gram(unit)
-    with_itself = (square > eps * eps).to(x.dtype) + square * 0  # NaN stays
-    return torch.where(on_diagonal(table), with_itself.detach().unsqueeze(1), table)
+    """Cosines between all rows, 0 for rows no longer than eps. [..., N, N] of [..., N, D]."""
+    x, power = near_one(x, -1)
+    square, floor = x.square().sum(-1), eps / power.squeeze(-1)
+    table = gram(x * inverse_root(square, floor).unsqueeze(-1))
+    with_itself = (square > floor * floor).to(x.dtype) + square * 0  # NaN stays
+    return torch.where(on_diagonal(table), with_itself.detach().unsqueeze(-1), table)
 
 
 def compare(student: Tensor, teacher: Tensor, criterion: str, beta: float) -> Tensor:

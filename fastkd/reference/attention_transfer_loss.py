@@ -10,6 +10,7 @@ from torch.nn import functional
 from fastkd._attention_options import AttentionTransferOptions
 from fastkd._validation import check_maps
 from fastkd.reference._relations import same_dtype
+from fastkd.reference._scale import near_one
 
 NORM_EPS = 1e-12  # floor of a map's norm
 
@@ -61,7 +62,9 @@ def _pooled(features: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _attention(features: Tensor, p: float) -> Tensor:
     """The map of each sample over its norm. [N, P]."""
-    energy = _power(features.flatten(2), p).mean(1)
+    # Large numbers only: the floor of the norm is absolute, and does not bind where one is large.
+    features, _ = near_one(features.flatten(2), (1, 2), least=1)
+    energy, _ = near_one(_power(features, p).mean(1), 1, least=1)
     square = energy.square().sum(1, keepdim=True)
     return energy * square.clamp_min(NORM_EPS * NORM_EPS).rsqrt()
 

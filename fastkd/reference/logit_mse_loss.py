@@ -64,7 +64,7 @@ def evaluate(
         return reduce_rows(total.reshape(1), count, options.reduction, batch_size, num_items)
     weight = torch.ones_like(rows)
     if sample_weight is not None:
-        weight = sample_weight.to(student.dtype)
+        weight = kept(sample_weight).to(student.dtype)
         # Rows that do not count may hold anything, NaN too: neither value nor gradient sees them.
         ignored = (weight == 0).unsqueeze(options.dim)
         student = student.masked_fill(ignored, 0)

@@ -15,6 +15,7 @@ from fastkd._validation import check_maps
 from fastkd.reference._features import over_examples, to_one_size
 from fastkd.reference._precision import kept, same_dtype, without_autocast
 from fastkd.reference._relations import inverse_root, on_diagonal
+from fastkd.reference._scale import near_one
 
 _EPS = 1e-12  # of torch.nn.functional.normalize, which the original code calls
 
@@ -57,20 +58,28 @@ def _by_positions(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _position_gram(maps: Tensor) -> Tensor:
-    unit = maps * inverse_root(maps.square().sum(2), _EPS).unsqueeze(2)
+    maps, least = _near_one(maps)
+    unit = maps * inverse_root(maps.square().sum(2), least).unsqueeze(2)
     return torch.bmm(unit.mT, unit) / maps.shape[1]
+
+
+def _near_one(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The maps, each over a power of two, and what norm of each counts as 0."""
+    maps, power = near_one(maps, 2)
+    return maps, _EPS / power.squeeze(2)
 
 
 def _by_channels(student: Tensor, teacher: Tensor) -> Tensor:
     """The same as |S S^T|^2 / C_s^2 + |T T^T|^2 / C_t^2 - 2 |S T^T|^2 / (C_s C_t).
 
-    The maps are never normalised, their small Gram matrices are: all passes over the maps are
-    products. Every Gram matrix is summed in the same way, so that equal maps give exactly 0.
+    The maps are brought near 1 and never normalised, their small Gram matrices are. Every Gram
+    matrix is summed in the same way, so that equal maps give exactly 0.
     """
+    (student, student_least), (teacher, teacher_least) = _near_one(student), _near_one(teacher)
     student_gram = torch.bmm(student, student.mT)
     teacher_gram = torch.bmm(teacher, teacher.mT)
-    student_scale = inverse_root(_diagonal(student_gram), _EPS)
-    teacher_scale = inverse_root(_diagonal(teacher_gram), _EPS)
+    student_scale = inverse_root(_diagonal(student_gram), student_least)
+    teacher_scale = inverse_root(_diagonal(teacher_gram), teacher_least)
     cross = torch.bmm(student, teacher.mT)
     own = _mean_square_cosine(student_gram, student_scale, student_scale)
     teachers_own = _mean_square_cosine(teacher_gram, teacher_scale, teacher_scale)
@@ -84,6 +93,5 @@ def _diagonal(gram: Tensor) -> Tensor:
 
 def _mean_square_cosine(products: Tensor, scale: Tensor, other: Tensor) -> Tensor:
     """Mean over the pairs of channels, summed over the examples."""
-    # Scaled before squaring, which would leave float32 for maps of 1e10 and 1e-10.
     cosine = products * (scale.unsqueeze(2) * other.unsqueeze(1))
     return cosine.square().sum() / (scale.shape[1] * other.shape[1])

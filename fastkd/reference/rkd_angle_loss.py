@@ -3,19 +3,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastkd._relational_options import RKDAngleOptions
 from fastkd._validation import check_embeddings
-from fastkd.reference._relations import (
-    compare,
-    gram,
-    inverse_root,
-    on_diagonal,
-    reduce_relations,
-    same_dtype,
-)
+from fastkd.reference._relations import compare, cosine_table, reduce_relations, same_dtype
 
 
 def rkd_angle_loss(
@@ -55,8 +47,4 @@ def evaluate(
 def _cosines(x: Tensor, eps: float) -> Tensor:
     """Cosine at vertex a between b and c. [N, N, N], a first."""
     arms = x.unsqueeze(0) - x.unsqueeze(1)  # from a to b
-    square = arms.square().sum(-1)
-    directions = arms * inverse_root(square, eps).unsqueeze(-1)
-    cosines = gram(directions)
-    with_itself = (square > eps * eps).to(x.dtype) + square * 0  # NaN stays
-    return torch.where(on_diagonal(cosines), with_itself.detach().unsqueeze(-1), cosines)
+    return cosine_table(arms, eps)

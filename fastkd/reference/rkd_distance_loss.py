@@ -3,17 +3,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastkd._relational_options import RKDDistanceOptions
 from fastkd._validation import check_embeddings
-from fastkd.reference._relations import (
-    compare,
-    on_diagonal,
-    reduce_relations,
-    same_dtype,
-    squared_distances,
-)
+from fastkd.reference._relations import compare, on_diagonal, reduce_relations, same_dtype
+from fastkd.reference._scale import near_one
 
 
 def rkd_distance_loss(
@@ -49,11 +45,19 @@ def evaluate(
 
 
 def _relative_distances(x: Tensor, options: RKDDistanceOptions) -> Tensor:
-    square = squared_distances(x)
-    distance = square.masked_fill(square <= options.eps, options.eps)
-    if not options.squared:
-        distance = distance.sqrt()
-    distance = distance.masked_fill(on_diagonal(distance), 0)
+    """Distances over their mean. [N, N]."""
+    # By differences: inner products would cancel for near pairs.
+    difference, power = near_one(x.unsqueeze(1) - x.unsqueeze(0), -1)
+    power, square = power.squeeze(-1), difference.square().sum(-1)
+    unit = power.amax().clamp_min(options.eps**0.5)  # distances are counted in it
+    shortest = options.eps**0.5 / unit
+    near = square <= options.eps / power / power
+    square = square.masked_fill(near, 1)
+    if options.squared:
+        distance, shortest = (power / unit).square() * square, shortest.square()
+    else:
+        distance = power / unit * square.sqrt()
+    distance = torch.where(near, shortest, distance).masked_fill(on_diagonal(distance), 0)
     pairs = len(x) * (len(x) - 1)
     if pairs == 0:
         return distance

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastkd._relational_options import SimilarityPreservingOptions
 from fastkd._validation import check_features
 from fastkd.reference._relations import gram, inverse_root, reduce_relations, same_dtype
+from fastkd.reference._scale import near_one
 
 
 def similarity_preserving_loss(
@@ -39,5 +40,7 @@ def evaluate(
 
 def _rows(x: Tensor, eps: float) -> Tensor:
     """The rows of the Gram matrix over their norms."""
-    table = gram(x)
-    return table * inverse_root(table.square().sum(-1, keepdim=True), eps)
+    x, power = near_one(x, (0, 1))
+    table, row_power = near_one(gram(x), 1)
+    square = table.square().sum(1, keepdim=True)
+    return table * inverse_root(square, eps / power / power / row_power)

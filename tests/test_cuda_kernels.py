@@ -109,6 +109,26 @@ def test_the_order_of_threads_changes_no_bit(
         assert grad.equal(results[0][1])
 
 
+@pytest.mark.parametrize("loss", ["rkd_loss", "pkt_loss", "cosine_similarity_loss"])
+@pytest.mark.parametrize("apart", [1.0, 1e-6])
+def test_the_order_of_threads_changes_no_bit_of_a_batch(loss: str, apart: float) -> None:
+    """Two rows, apart or near: then angles are computed in double."""
+    student, teacher = torch.randn(40, 10), torch.randn(40, 7)
+    student[33] = student[2] + apart * torch.randn(10)
+    results = []
+    for simulated in ORDERS.values():
+        with emulated_cuda(capability=90, **simulated):
+            x = student.clone().requires_grad_()
+            value: Tensor = getattr(fastkd, loss)(x, teacher)
+            value.backward()  # type: ignore[no-untyped-call]
+            results.append((value.detach(), x.grad))
+    for value, grad in results[1:]:
+        assert value.equal(results[0][0])
+        assert grad is not None
+        assert results[0][1] is not None
+        assert grad.equal(results[0][1])
+
+
 ROW_KERNELS = [
     ("lanes8", 21),
     ("lanes8", 96),

@@ -160,6 +160,16 @@ def test_near_twins_cost_other_rows_no_digits(backend: str, apart: float) -> Non
         assert row_errors(grad, truth).max() < 1e-5, case
 
 
+def test_near_twins_of_many_rows_cost_others_no_digits(backend: str) -> None:
+    student, teacher = normal(70), torch.randn(70, 20)
+    student[[3, 41]] = student[[2, 69]] + 1e-6 * unit()[:2]
+    for case in PLAIN_PAIR_CASES:
+        inputs = Inputs((student, teacher))
+        _, grad = value_and_grad(case, inputs, False)
+        _, truth = value_and_grad(case, inputs.to(torch.float64), True)
+        assert row_errors(grad, truth).max() < 1e-5, case
+
+
 def test_rows_of_all_sizes_keep_their_digits(backend: str) -> None:
     # Short rows have the largest gradients: errors relative to those would hide the others'.
     sizes = torch.logspace(-4, 4, 17)[:, None]

@@ -3,7 +3,7 @@
 //
 // * Every function is called by all threads of the block, whatever their row is or lacks.
 // * Shuffles name all lanes; a row that has fewer lanes than a warp shuffles within its own.
-// * A kernel never returns early.
+// * A kernel never returns early, unless a whole block does, and at its beginning.
 //
 // A row's threads first agree on maxima within a warp, sum relative to them, and then merge the
 // warps' sums (Parts) over one block barrier, and the blocks' over one cluster barrier.

@@ -26,16 +26,16 @@ struct Stage {
 struct Product {
   Embeddings x;
   int64_t rows, stride;
-  const float* pulls;      // [stride, stride]
-  const float* stretches;  // [rows] or nullptr
-  float* grad;             // [rows, features]
+  Pulls<float> pulls;
+  const bool* wide;  // or nullptr
+  float* grad;       // [rows, features]
 
   // Zeros beyond the ends.
   __device__ __forceinline__ float row(int64_t i, int64_t feature) const {
     return i < rows && feature < x.features ? x.data[i * x.features + feature] : 0.0f;
   }
   __device__ __forceinline__ float pull(int64_t j, int64_t i) const {
-    return j < rows && i < rows ? pulls[j * stride + i] : 0.0f;
+    return j < rows && i < rows ? pulls.pairs[j * stride + i] : 0.0f;
   }
 };
 
@@ -68,6 +68,7 @@ struct Share {
 template <bool kDirected>
 __global__ void __launch_bounds__(kPairThreads, kPairBlocks)
     pair_gradient(const Product product, const int64_t row_tiles) {
+  if (product.wide != nullptr && *product.wide) return;  // the whole block
   Arena arena(shared_memory());
   const Stage stage(arena);
   const int64_t tile_row = block_index() % row_tiles * kTileSide;
@@ -111,8 +112,8 @@ __global__ void __launch_bounds__(kPairThreads, kPairBlocks)
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
     const int64_t i = tile_row + row + r;
-    const float stretch =
-        product.stretches != nullptr && i < product.rows ? product.stretches[i] : 0.0f;
+    const float* const stretches = product.pulls.stretches;
+    const float stretch = stretches != nullptr && i < product.rows ? stretches[i] : 0.0f;
 #pragma unroll
     for (int f = 0; f < 4; ++f) {
       const int64_t at = tile_feature + feature + f;
@@ -130,14 +131,13 @@ __global__ void __launch_bounds__(kPairThreads) zeros(float* const out, const in
 
 }  // namespace
 
-void launch_pair_gradient(Launcher& launch, const PairArgs& args, const float* pulls,
-                          const float* stretches, bool directed) {
+void launch_pair_gradient(Launcher& launch, const PairArgs& args, const Pulls<float>& pulls,
+                          bool directed, const bool* wide) {
   const int64_t row_tiles = (args.rows + kTileSide - 1) / kTileSide;
   const int64_t feature_tiles = (args.student.features + kFeatures - 1) / kFeatures;
   Arena arena(nullptr);
   const Stage stage(arena);
-  const Product product{args.student, args.rows, pair_stride(args.rows),
-                        pulls,        stretches, args.grad};
+  const Product product{args.student, args.rows, pair_stride(args.rows), pulls, wide, args.grad};
   launch("pair_gradient", directed ? pair_gradient<true> : pair_gradient<false>,
          {row_tiles * feature_tiles, kPairThreads, 1, arena.bytes()}, product, row_tiles);
 }

@@ -183,10 +183,12 @@ __global__ void __launch_bounds__(kPairThreads, kPairBlocks)
     if (i == j) return T{0};
     const bool finite = square <= static_cast<T>(FLT_MAX);
     if (i < j) {
+      const double in_double = static_cast<double>(square);
       SquareCensus pair;
-      pair.distances = distance.distance(static_cast<double>(square));
+      pair.distances = distance.distance(in_double);
       pair.positive = pair.distances > 0.0 ? 1.0 : 0.0;
-      pair.largest = finite ? static_cast<double>(square) : static_cast<double>(INFINITY);
+      if (in_double > distance.eps * distance.eps) pair.range.smallest = in_double;
+      pair.range.largest = finite ? in_double : static_cast<double>(INFINITY);
       mine.add(pair);
     }
     return finite ? square : static_cast<T>(NAN);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/pair_block.h"
+#include "losses/rkd_angle_loss.h"
 #include "losses/rkd_distance_loss.h"
 
 namespace fastkd::cuda {
@@ -19,12 +20,13 @@ struct PairTables {
 struct SquareCensus {
   double distances = 0.0;  // their sum
   double positive = 0.0;   // how many of them are
-  double largest = 0.0;    // square; infinity where one is not finite
+  SquareRange range;       // largest: infinity where a square is not finite
 
   __device__ __forceinline__ void add(const SquareCensus& other) {
     distances += other.distances;
     positive += other.positive;
-    largest = other.largest > largest ? other.largest : largest;
+    if (other.range.smallest < range.smallest) range.smallest = other.range.smallest;
+    if (other.range.largest > range.largest) range.largest = other.range.largest;
   }
 };
 
@@ -35,7 +37,8 @@ __device__ __forceinline__ SquareCensus block_census(SquareCensus mine, SquareCe
     SquareCensus other;
     other.distances = __shfl_xor_sync(kAllLanes, mine.distances, distance);
     other.positive = __shfl_xor_sync(kAllLanes, mine.positive, distance);
-    other.largest = __shfl_xor_sync(kAllLanes, mine.largest, distance);
+    other.range.smallest = __shfl_xor_sync(kAllLanes, mine.range.smallest, distance);
+    other.range.largest = __shfl_xor_sync(kAllLanes, mine.range.largest, distance);
     mine.add(other);
   }
   if (lane_index() == 0) warps[warp_index()] = mine;

@@ -42,11 +42,13 @@ Outcome run_rkd(const PairArgs& args, const RkdOptions& options) {
     const RkdFactors factors = factors_of(criterion, options, args.rows);
     if (options.distance_weight != 0.0) launch_distances(launch, criterion, squares, memory);
     if constexpr (sizeof(T) == sizeof(double)) {
-      launch_split(launch, args.rows, squares, memory.summary->grids, memory.split,
-                   memory.mismatches);
+      const WideTables wide{squares, memory.split};
+      launch_split(launch, args.rows, squares, memory.split, memory.mismatches);
       launch_ends(launch, criterion, args.rows, memory.split, memory.angles);
+      launch_wide_ends(launch, criterion, args.rows, wide, memory.angles);
       if (memory.angles.across != nullptr) {
         launch_vertices(launch, criterion, args.rows, memory.split, memory.angles);
+        launch_wide_vertices(launch, criterion, args.rows, wide, memory.angles);
       }
     }
     launch_rkd_sum(launch, memory, factors, args.loss);
@@ -54,7 +56,12 @@ Outcome run_rkd(const PairArgs& args, const RkdOptions& options) {
       RkdFactors of_pulls = factors;
       if (memory.angles.across == nullptr) of_pulls.angle = 0.0;
       launch_pulls(launch, squares, memory, of_pulls);
-      launch_pair_gradient(launch, args, memory.pulls, nullptr, false);
+      const bool* wide = nullptr;
+      if constexpr (sizeof(T) == sizeof(double)) {
+        wide = &memory.summary->form.wide;
+        launch_wide_gradient(launch, args, {squares.teacher, nullptr}, true, wide);
+      }
+      launch_pair_gradient(launch, args, {memory.pulls, nullptr}, false, wide);
     }
   });
   return launch.outcome();

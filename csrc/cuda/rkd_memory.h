@@ -10,7 +10,7 @@ namespace fastkd::cuda {
 
 // What is learned on the way; only the device reads it.
 struct RkdSummary {
-  SquareGrid grids[2];      // of the student and the teacher
+  SquareForm form;          // of the angles
   double inverse_means[2];  // 1 / mean of the positive distances
   double inverse_pairs;     // 1 / how many of the student's are positive, of all i != j
   double mean_slope;        // of the criterion's slope * distance / mean of the distances
@@ -34,7 +34,8 @@ struct RkdMemory {
   SplitTables split;
   double* mismatches;  // [rows]: how often one side has a direction and the other has none
   AngleSums angles;
-  float* pulls;  // [stride, stride]: first the slopes at the distances, then for the gradient
+  float* pulls;  // [stride, stride]: first the slopes at the distances, then for the gradient,
+                 // unless wide: then over the teacher's squares, which nobody reads any more
 
   RkdMemory(Scratch& scratch, const PairArgs& args, const RkdOptions& options);
 };
@@ -56,13 +57,13 @@ inline RkdMemory::RkdMemory(Scratch& scratch, const PairArgs& args, const RkdOpt
   census = scratch.take<SquareCensus>(2 * census_tiles(rows));
   distance_values = doubles(distances, rows);
   distance_slopes = doubles(distances, rows);
-  split = {singles(angle, kArmPlanes * elements), stride};
+  split = {&summary->form, singles(angle, kArmPlanes * elements), stride};
   mismatches = doubles(angle, rows);
   const TripletPlan ends = plan_ends(rows), vertices = plan_vertices(rows);
   angles.values = doubles(angle, ends.blocks());
   angles.ends = singles(moves_angles, ends.splits * elements);
-  angles.across = singles(moves_angles, vertices.splits * elements);
-  angles.along = singles(moves_angles, vertices.splits * elements);
+  angles.across = singles(moves_angles, 2 * vertices.splits * elements);
+  angles.along = moves_angles ? angles.across + vertices.splits * elements : nullptr;
   pulls = singles(with_grad, elements);
 }
 

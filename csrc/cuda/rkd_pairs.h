@@ -39,34 +39,34 @@ __global__ void __launch_bounds__(kPairThreads, kLightBlocks)
   }
 }
 
-// Sums of several blocks, and the slopes they make: before the factor, in units of 1 / unit.
+// Sums of angles, and the slopes they make: before the factor, in units of 1 / unit.
+template <class Number>
 struct AngleSlopes {
-  const RkdMemory& memory;
+  const SplitTables& split;
+  const Number *ends, *across, *along;  // [splits, stride, stride]
   int64_t end_splits, vertex_splits;
+
+  __device__ __forceinline__ double sum(const Number* table, int64_t splits, int64_t row,
+                                        int64_t column) const {
+    double sum = 0.0;
+#pragma unroll 1  // else registers spill
+    for (int64_t s = 0; s < splits; ++s) {
+      sum += static_cast<double>(table[(s * split.stride + row) * split.stride + column]);
+    }
+    return sum;
+  }
 
   // dloss/dS of the arm from `vertex` to `neighbour`.
   __device__ __forceinline__ double arm(int64_t vertex, int64_t neighbour) const {
-    const int64_t stride = memory.split.stride;
-    double across = 0.0, along = 0.0;
-#pragma unroll 1  // else registers spill
-    for (int64_t split = 0; split < vertex_splits; ++split) {
-      const int64_t at = (split * stride + vertex) * stride + neighbour;
-      across += static_cast<double>(memory.angles.across[at]);
-      along += static_cast<double>(memory.angles.along[at]);
-    }
-    const float inverse = memory.split.row(kStudentInverse, vertex)[neighbour];
-    return arm_slope(across, along, static_cast<double>(inverse));
+    return arm_slope(sum(across, vertex_splits, vertex, neighbour),
+                     sum(along, vertex_splits, vertex, neighbour),
+                     static_cast<double>(split.row(kStudentInverse, vertex)[neighbour]));
   }
 
-  // dloss/dS of the ends; first < second.
-  __device__ __forceinline__ double ends(int64_t first, int64_t second) const {
-    const int64_t stride = memory.split.stride;
-    double across = 0.0;
-#pragma unroll 1  // else registers spill
-    for (int64_t split = 0; split < end_splits; ++split) {
-      across += static_cast<double>(memory.angles.ends[(split * stride + first) * stride + second]);
-    }
-    return -across;
+  // dloss/dS of a pair as arms and as ends, to the last bit that of (j, i).
+  __device__ __forceinline__ double pair(int64_t i, int64_t j) const {
+    const int64_t first = i < j ? i : j, second = i < j ? j : i;
+    return arm(first, second) + arm(second, first) - sum(ends, end_splits, first, second);
   }
 };
 
@@ -76,9 +76,15 @@ __global__ void __launch_bounds__(kPairThreads, kLightBlocks)
     pair_pulls(const PairTables<T> squares, const RkdMemory memory, const RkdFactors factors,
                const int64_t end_splits, const int64_t vertex_splits) {
   const RkdSummary& summary = *memory.summary;
+  const bool wide = sizeof(T) == sizeof(double) && summary.form.wide;
   const double distance_factor = -4.0 * factors.distance * summary.inverse_means[0];
-  const double angle_factor = -4.0 * factors.angle / summary.grids[0].unit;
-  const AngleSlopes angles{memory, end_splits, vertex_splits};
+  const double angle_factor = summary.form.grids[0].of_slopes(-4.0 * factors.angle);
+  const AngleSums& sums = memory.angles;
+  const AngleSlopes<float> angles{memory.split, sums.ends,  sums.across,
+                                  sums.along,   end_splits, vertex_splits};
+  const WideSums wide_sums = WideSums::in(memory.split, sums);
+  const AngleSlopes<double> wide_angles{
+      memory.split, wide_sums.ends, wide_sums.across, wide_sums.along, 1, 1};
   const int64_t i = block_index();
   for (int64_t j = thread_index(); j < memory.rows; j += kPairThreads) {
     const int64_t at = i * squares.stride + j;
@@ -91,13 +97,13 @@ __global__ void __launch_bounds__(kPairThreads, kLightBlocks)
         pull += distance_factor * slope * memory.distance.slope(d);
       }
       if (factors.angle != 0.0) {
-        // In this order, whoever asks: the table is symmetric to the last bit.
-        const int64_t first = i < j ? i : j, second = i < j ? j : i;
-        const double arms = angles.arm(first, second) + angles.arm(second, first);
-        pull += angle_factor * (arms + angles.ends(first, second));
+        pull += angle_factor * (wide ? wide_angles.pair(i, j) : angles.pair(i, j));
       }
     }
-    memory.pulls[at] = static_cast<float>(pull);
+    if constexpr (sizeof(T) == sizeof(double)) {
+      if (wide) squares.teacher[at] = pull;
+    }
+    if (!wide) memory.pulls[at] = static_cast<float>(pull);
   }
 }
 

@@ -54,7 +54,11 @@ Outcome run_similarity(const Loss& loss, const PairArgs& args, const SimilarityO
          call.scale, call.values, call.summary, args.loss);
   if (args.with_grad) {
     launch_pulls(launch, call);
-    launch_pair_gradient(launch, args, call.pulls, call.stretches, Loss::kCosines);
+    if constexpr (Loss::kCountsOpposites) {
+      launch_wide_gradient(launch, args, {call.pulls, call.stretches}, false, nullptr);
+    } else {
+      launch_pair_gradient(launch, args, {call.pulls, call.stretches}, true, nullptr);
+    }
   }
   return launch.outcome();
 }

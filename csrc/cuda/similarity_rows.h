@@ -23,6 +23,9 @@ struct SimilaritySummary {
 
 template <class Loss>
 struct SimilarityCall {
+  // Where opposites count, large pulls nearly cancel. As doubles they need no direction: g = 0.
+  using Pull = std::conditional_t<Loss::kCountsOpposites, double, float>;
+
   Loss loss;
   double scale;       // loss.scale() / denominator
   double grad_scale;  // the same; 0 where no gradient can be but rounding's: cosines of numbers
@@ -33,8 +36,8 @@ struct SimilarityCall {
   RowSums<Loss>* sums;                          // [rows]; kNormalisesRows
   double* values;                               // [rows]
   SimilaritySummary* summary;
-  float* pulls;      // [stride, stride]
-  float* stretches;  // [rows]
+  Pull* pulls;      // [stride, stride]; doubles over the teacher's products, each over its own
+  Pull* stretches;  // [rows]
 
   SimilarityCall(Scratch& scratch, const Loss& loss, const PairArgs& args,
                  const SimilarityOptions& options)
@@ -52,8 +55,12 @@ struct SimilarityCall {
     sums = scratch.take<RowSums<Loss>>(Loss::kNormalisesRows ? rows : 0);
     values = scratch.take<double>(rows);
     summary = scratch.take<SimilaritySummary>(1);
-    pulls = scratch.take<float>(with_grad ? elements : 0);
-    stretches = scratch.take<float>(with_grad ? rows : 0);
+    if constexpr (Loss::kCountsOpposites) {
+      pulls = products.teacher;
+    } else {
+      pulls = scratch.take<float>(with_grad ? elements : 0);
+    }
+    stretches = scratch.take<Pull>(with_grad ? rows : 0);
   }
 
   __device__ __forceinline__ double entry(const double* table, const double* inverses, int64_t i,
@@ -123,6 +130,7 @@ __device__ __forceinline__ double both_slopes(const SimilarityCall<Loss>& call, 
 template <class Loss>
 __global__ void __launch_bounds__(kPairThreads, kLightBlocks)
     similarity_pulls(const __grid_constant__ SimilarityCall<Loss> call) {
+  using Pull = typename SimilarityCall<Loss>::Pull;
   Arena arena(shared_memory());
   double* const warps = arena.take<double>(kPairWarps);
   const int64_t i = block_index();
@@ -131,23 +139,25 @@ __global__ void __launch_bounds__(kPairThreads, kLightBlocks)
   for (int64_t j = thread_index(); j < call.rows; j += kPairThreads) {
     const double s = call.student_entry(i, j);
     double pull = both_slopes(call, i, j, s, call.teacher_entry(i, j));
-    bool opposite = false;
+    const double other = call.student_inverses[j];
+    const double cosine = Loss::kCosines ? s : s * (inverse * other);
+    const float direction =
+        Loss::kCountsOpposites ? 0.0f : direction_between(cosine, inverse, other);
+    const double directed = static_cast<double>(direction);
     if constexpr (Loss::kCosines) {
-      const double other = call.student_inverses[j];
-      opposite = s < kOpposite;
-      stretch += pull * ((opposite ? -other : other) - inverse * s);
+      stretch += pull * (directed * other - inverse * s);
       pull *= inverse * other;
     } else {
-      stretch += pull;
+      stretch += directed * pull;
     }
-    const float scaled = static_cast<float>(call.grad_scale * pull);
-    call.pulls[i * call.products.stride + j] =
-        Loss::kCosines ? with_direction(scaled, opposite) : scaled;
+    auto scaled = static_cast<Pull>(call.grad_scale * pull);
+    if constexpr (!Loss::kCountsOpposites) scaled = with_direction(scaled, direction);
+    call.pulls[i * call.products.stride + j] = scaled;
   }
   stretch = block_sum(stretch, warps);
   if (thread_index() == 0) {
     const double factor = Loss::kCosines ? call.grad_scale * inverse : call.grad_scale;
-    call.stretches[i] = static_cast<float>(factor * stretch + call.summary->poison);
+    call.stretches[i] = static_cast<Pull>(factor * stretch + call.summary->poison);
   }
 }
 

@@ -81,6 +81,7 @@ template <class C>
 __global__ void __launch_bounds__(kPairThreads, kTripletBlocks)
     angle_ends(const C criterion, const SplitTables tables, const TripletPlan plan,
                const AngleSums sums) {
+  if (tables.form->wide) return;  // the whole block
   Arena arena(shared_memory());
   float* const first_arms = arena.take<float>(kArmPlanes * kStageFloats);
   float* const second_arms = arena.take<float>(kArmPlanes * kStageFloats);
@@ -178,6 +179,7 @@ template <class C>
 __global__ void __launch_bounds__(kPairThreads, kTripletBlocks)
     angle_vertices(const C criterion, const SplitTables tables, const TripletPlan plan,
                    const AngleSums sums) {
+  if (tables.form->wide) return;  // the whole block
   Arena arena(shared_memory());
   float* const arm_stage = arena.take<float>(kArmPlanes * kStageFloats);
   float* const square_stage = arena.take<float>(kSquarePlanes * kStageFloats);

@@ -19,13 +19,13 @@
 //   scale()            factor of all values and slopes, besides the denominator
 //
 // Gradient. With M_ij = dloss/dentry, T = M + M^T (cosines: T_ii = 0) the embeddings get
-//   inner products  dX_i = sum_j T_ij (x_j - x_i) + (sum_j T_ij) x_i
+//   inner products  dX_i = sum_j T_ij (x_j - g_ij x_i) + (sum_j T_ij g_ij) x_i
 //   cosines         dX_i = sum_j W_ij (x_j - g_ij x_i) + b_i x_i,   W_ij = T_ij r_i r_j,
 //                   b_i = r_i sum_j T_ij (g_ij r_j - r_i cosine_ij)
-//                   with g = -1 where the cosine is near -1, else 1: a pair that goes one way or
-//                   opposite ways moves by a small difference of large vectors
 //                   and dX = 0 where x has one feature: its cosines are -1, 0 or 1
-// with T and b summed in double, W rounded to float: an offset of all x then costs no digits.
+// for any g, and with T and b summed in double. g = 0 will do in doubles. With W rounded to float,
+// and all x far from the origin, it would cost digits that the direction below saves: a pair that
+// goes one way or opposite ways moves by a small difference of large vectors.
 //
 // A part that does not depend on the entry is written for the host; V is converted by splat.
 #pragma once
@@ -42,15 +42,25 @@ FASTKD_HOST_DEVICE double inverse_norm(double square, double eps) {
 
 struct NoRow {};
 
-// W and g in one float: g = -1 is a 1 in the last bit, which W can spare.
-FASTKD_HOST_DEVICE float with_direction(float weight, bool opposite) {
-  const uint32_t bits = bit_cast<uint32_t>(weight);
-  return bit_cast<float>(opposite ? bits | 1u : bits & ~1u);
-}
-FASTKD_HOST_DEVICE float direction_of(float weight) {
-  return (bit_cast<uint32_t>(weight) & 1u) != 0 ? -1.0f : 1.0f;
-}
 // Cosines below this go opposite ways.
 constexpr double kOpposite = -0.9;
+
+// g of a pair with the inverse norms r and s: -1, 1, or 0 where one is much shorter, which would
+// drown in a difference.
+FASTKD_HOST_DEVICE float direction_between(double cosine, double r, double s) {
+  constexpr double kMuch = 8.0;
+  return r > kMuch * s || s > kMuch * r ? 0.0f : cosine < kOpposite ? -1.0f : 1.0f;
+}
+
+// W and g in one float: the one next to W whose last two bits say 1 (0), -1 (1) or 0 (2).
+FASTKD_HOST_DEVICE float with_direction(float weight, float direction) {
+  const uint32_t code = direction == 0.0f ? 2u : direction < 0.0f ? 1u : 0u;
+  const uint32_t half = weight - weight == 0.0f ? 2u - code : 0u;  // else NaN would be a number
+  return bit_cast<float>(((bit_cast<uint32_t>(weight) + half) & ~3u) | code);
+}
+FASTKD_HOST_DEVICE float direction_of(float weight) {
+  const uint32_t bits = bit_cast<uint32_t>(weight);
+  return (bits & 2u) != 0 ? 0.0f : (bits & 1u) != 0 ? -1.0f : 1.0f;
+}
 
 }  // namespace fastkd

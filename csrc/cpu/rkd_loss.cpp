@@ -2,7 +2,7 @@
 // rkd_loss -> pair_table (squared distances) -> rkd_distance | triplets -> pair_gather (gradient)
 #include <math.h>
 
-#include "cpu/arena.h"
+#include "core/workspace.h"
 #include "cpu/pair_gather.h"
 #include "cpu/rkd_distance.h"
 #include "cpu/triplets.h"
@@ -24,29 +24,29 @@ struct RkdWorkspace {
   double* partials;
 
   RkdWorkspace() = default;
-  RkdWorkspace(Arena& arena, const PairArgs& args, const RkdOptions& options) {
+  RkdWorkspace(Workspace& workspace, const PairArgs& args, const RkdOptions& options) {
     const bool with_distances = options.distance_weight != 0.0;
     const bool angles = options.angle_weight != 0.0, with_grad = args.with_grad;
     const int64_t n = args.rows, width = whole_lanes(n), elements = width * width;
     const auto panels = [&](const Embeddings& x) {
-      return Panels{arena.take<float>(Panels::elements(n, x.features)), n, x.features};
+      return Panels{workspace.take<float>(Panels::elements(n, x.features)), n, x.features};
     };
     const auto doubles = [&](bool wanted, int64_t count) {
-      return wanted ? arena.take<double>(count) : nullptr;
+      return wanted ? workspace.take<double>(count) : nullptr;
     };
     student = panels(args.student);
     teacher = panels(args.teacher);
     for (SquareRows& side : squares) {
-      side = {angles ? arena.take<float>(SquareRows::elements(n)) : nullptr, width};
+      side = {angles ? workspace.take<float>(SquareRows::elements(n)) : nullptr, width};
     }
     across = doubles(angles && with_grad, elements);
     along = doubles(angles && with_grad, elements);
     ends = doubles(with_distances || (angles && with_grad), elements);
     float* const halves = reinterpret_cast<float*>(ends);
     distances[0] = {halves, width};
-    distances[1] = {halves + elements, width};
-    weights = {with_grad ? arena.take<float>(elements) : nullptr, width};
-    rows = arena.take<double>(2 * width);
+    distances[1] = {with_distances ? halves + elements : nullptr, width};
+    weights = {with_grad ? workspace.take<float>(elements) : nullptr, width};
+    rows = workspace.take<double>(2 * width);
     partials = doubles(angles, triplet_tasks(n));
   }
 
@@ -95,8 +95,8 @@ class Rkd {
         angles_(options.angle_weight != 0.0),
         // In one dimension every cosine is -1, 0 or 1, and nothing moves it.
         moves_angles_(angles_ && args.with_grad && args.student.features > 1) {
-    Arena arena(args.workspace);
-    memory_ = RkdWorkspace(arena, args, options);
+    Workspace workspace(args.workspace);
+    memory_ = RkdWorkspace(workspace, args, options);
   }
 
   Outcome run() {
@@ -227,9 +227,9 @@ class Rkd {
 }  // namespace cpu
 
 int64_t rkd_loss_workspace(const PairArgs& args, const RkdOptions& options) {
-  cpu::Arena arena(nullptr);
-  const cpu::RkdWorkspace memory(arena, args, options);
-  return arena.bytes();
+  Workspace workspace(nullptr);
+  const cpu::RkdWorkspace memory(workspace, args, options);
+  return workspace.bytes();
 }
 
 Outcome rkd_loss(const PairArgs& args, const RkdOptions& options) {

@@ -26,7 +26,7 @@ bool fill(const Side<T>& side, const Panels& panels, double eps) {
   return true;
 }
 
-// Whether some cosine is near -1. `of_rows`: scratch, [rows].
+// Whether some cosine is near -1. `of_rows`: workspace, [rows].
 bool has_opposites(const Side<float>& side, int64_t rows, double* of_rows, bool* ok) {
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -88,8 +88,8 @@ bool fill_both(const SimilarityWorkspace& memory, double eps) {
 
 template <class Loss>
 Outcome run_similarity(const Loss& loss, const PairArgs& args, const SimilarityOptions& options) {
-  Arena arena(args.workspace);
-  const SimilarityWorkspace memory(arena, args);
+  Workspace workspace(args.workspace);
+  const SimilarityWorkspace memory(workspace, args);
   bool ok =
       pack_panels(args.student, memory.panels[0]) && pack_panels(args.teacher, memory.panels[1]);
   // Not below: NaN is looked at closely too.
@@ -112,9 +112,9 @@ Outcome run_similarity(const Loss& loss, const PairArgs& args, const SimilarityO
 
 int64_t similarity_loss_workspace(const PairArgs& args, const SimilarityOptions& options) {
   (void)options;  // all the losses need the same
-  cpu::Arena arena(nullptr);
-  const cpu::SimilarityWorkspace memory(arena, args);
-  return arena.bytes();
+  Workspace workspace(nullptr);
+  const cpu::SimilarityWorkspace memory(workspace, args);
+  return workspace.bytes();
 }
 
 Outcome similarity_loss(const PairArgs& args, const SimilarityOptions& options) {

@@ -2,7 +2,7 @@
 // The rows of two tables of similarities: their losses, and what the gradient is gathered with.
 #pragma once
 
-#include "cpu/arena.h"
+#include "core/workspace.h"
 #include "cpu/pair_table.h"
 #include "losses/similarity_losses.h"
 
@@ -31,18 +31,18 @@ struct SimilarityWorkspace {
   double* own;               // room for either type
   double* row_losses;
 
-  SimilarityWorkspace(Arena& arena, const PairArgs& args) {
+  SimilarityWorkspace(Workspace& workspace, const PairArgs& args) {
     const int64_t n = args.rows, stride = whole_lanes(n);
     const Embeddings* const sides[2] = {&args.student, &args.teacher};
     for (int side = 0; side < 2; ++side) {
       const int64_t features = sides[side]->features;
-      panels[side] = {arena.take<float>(Panels::elements(n, features)), n, features};
-      products[side] = arena.take<double>(stride * stride);
-      inverse_norms[side] = arena.take<double>(stride);
+      panels[side] = {workspace.take<float>(Panels::elements(n, features)), n, features};
+      products[side] = workspace.take<double>(stride * stride);
+      inverse_norms[side] = workspace.take<double>(stride);
     }
     slopes = {products[1], stride};  // where the teacher's row is done
-    own = arena.take<double>(stride);
-    row_losses = arena.take<double>(stride);
+    own = workspace.take<double>(stride);
+    row_losses = workspace.take<double>(stride);
   }
 
   // Floats of both sides share the student's memory.

@@ -13,10 +13,10 @@ namespace {
 
 // T: of the squares; angles need doubles.
 template <class T>
-PairTables<T> take_squares(Scratch& scratch, int64_t rows) {
+PairTables<T> take_squares(Workspace& workspace, int64_t rows) {
   const int64_t stride = pair_stride(rows);
-  T* const student = scratch.take<T>(stride * stride);
-  return {student, scratch.take<T>(stride * stride), stride};
+  T* const student = workspace.take<T>(stride * stride);
+  return {student, workspace.take<T>(stride * stride), stride};
 }
 
 template <class C>
@@ -32,9 +32,9 @@ RkdFactors factors_of(const C& criterion, const RkdOptions& options, int64_t row
 
 template <class T>
 Outcome run_rkd(const PairArgs& args, const RkdOptions& options) {
-  Scratch scratch(args.workspace);
-  const PairTables<T> squares = take_squares<T>(scratch, args.rows);
-  const RkdMemory memory(scratch, args, options);
+  Workspace workspace(args.workspace);
+  const PairTables<T> squares = take_squares<T>(workspace, args.rows);
+  const RkdMemory memory(workspace, args, options);
   Launcher launch(args.queue);
   launch_squares(launch, args, squares, memory.distance, memory.census);
   launch_summary(launch, memory, options.eps);
@@ -78,14 +78,14 @@ Outcome no_loss(const PairArgs& args) {
 }  // namespace cuda
 
 int64_t rkd_loss_workspace(const PairArgs& args, const RkdOptions& options) {
-  cuda::Scratch scratch(nullptr);
+  Workspace workspace(nullptr);
   if (options.angle_weight != 0.0) {
-    cuda::take_squares<double>(scratch, args.rows);
+    cuda::take_squares<double>(workspace, args.rows);
   } else {
-    cuda::take_squares<float>(scratch, args.rows);
+    cuda::take_squares<float>(workspace, args.rows);
   }
-  const cuda::RkdMemory memory(scratch, args, options);
-  return scratch.bytes();
+  const cuda::RkdMemory memory(workspace, args, options);
+  return workspace.bytes();
 }
 
 Outcome rkd_loss(const PairArgs& args, const RkdOptions& options) {

@@ -2,8 +2,8 @@
 // What the kernels of rkd_loss tell each other, in the scratch that the caller brings.
 #pragma once
 
+#include "core/workspace.h"
 #include "cuda/pair_table.h"
-#include "cuda/scratch.h"
 #include "cuda/triplets.h"
 
 namespace fastkd::cuda {
@@ -37,10 +37,10 @@ struct RkdMemory {
   float* pulls;  // [stride, stride]: first the slopes at the distances, then for the gradient,
                  // unless wide: then over the teacher's squares, which nobody reads any more
 
-  RkdMemory(Scratch& scratch, const PairArgs& args, const RkdOptions& options);
+  RkdMemory(Workspace& workspace, const PairArgs& args, const RkdOptions& options);
 };
 
-inline RkdMemory::RkdMemory(Scratch& scratch, const PairArgs& args, const RkdOptions& options)
+inline RkdMemory::RkdMemory(Workspace& workspace, const PairArgs& args, const RkdOptions& options)
     : rows(args.rows), distance{options.squared, options.eps} {
   const bool distances = options.distance_weight != 0.0, angle = options.angle_weight != 0.0;
   const bool with_grad = args.with_grad;
@@ -48,13 +48,13 @@ inline RkdMemory::RkdMemory(Scratch& scratch, const PairArgs& args, const RkdOpt
   const bool moves_angles = angle && with_grad && args.student.features > 1;
   const int64_t stride = pair_stride(rows), elements = stride * stride;
   const auto singles = [&](bool wanted, int64_t count) {
-    return wanted ? scratch.take<float>(count) : nullptr;
+    return wanted ? workspace.take<float>(count) : nullptr;
   };
   const auto doubles = [&](bool wanted, int64_t count) {
-    return wanted ? scratch.take<double>(count) : nullptr;
+    return wanted ? workspace.take<double>(count) : nullptr;
   };
-  summary = scratch.take<RkdSummary>(1);
-  census = scratch.take<SquareCensus>(2 * census_tiles(rows));
+  summary = workspace.take<RkdSummary>(1);
+  census = workspace.take<SquareCensus>(2 * census_tiles(rows));
   distance_values = doubles(distances, rows);
   distance_slopes = doubles(distances, rows);
   split = {&summary->form, singles(angle, kArmPlanes * elements), stride};

@@ -42,8 +42,8 @@ void launch_pulls(Launcher& launch, const SimilarityCall<Loss>& call) {
 
 template <class Loss>
 Outcome run_similarity(const Loss& loss, const PairArgs& args, const SimilarityOptions& options) {
-  Scratch scratch(args.workspace);
-  const SimilarityCall<Loss> call(scratch, loss, args, options);
+  Workspace workspace(args.workspace);
+  const SimilarityCall<Loss> call(workspace, loss, args, options);
   Launcher launch(args.queue);
   launch_products(launch, args, call.products, loss.norm_eps(), call.student_inverses,
                   call.teacher_inverses);
@@ -68,9 +68,9 @@ Outcome run_similarity(const Loss& loss, const PairArgs& args, const SimilarityO
 
 int64_t similarity_loss_workspace(const PairArgs& args, const SimilarityOptions& options) {
   return with_similarity_loss(options, [&](const auto& loss) {
-    cuda::Scratch scratch(nullptr);
-    const cuda::SimilarityCall call(scratch, loss, args, options);
-    return scratch.bytes();
+    Workspace workspace(nullptr);
+    const cuda::SimilarityCall call(workspace, loss, args, options);
+    return workspace.bytes();
   });
 }
 

@@ -4,8 +4,8 @@
 // again from the row's sums.
 #pragma once
 
+#include "core/workspace.h"
 #include "cuda/pair_table.h"
-#include "cuda/scratch.h"
 #include "losses/similarity_losses.h"
 
 namespace fastkd::cuda {
@@ -39,7 +39,7 @@ struct SimilarityCall {
   Pull* pulls;      // [stride, stride]; doubles over the teacher's products, each over its own
   Pull* stretches;  // [rows]
 
-  SimilarityCall(Scratch& scratch, const Loss& loss, const PairArgs& args,
+  SimilarityCall(Workspace& workspace, const Loss& loss, const PairArgs& args,
                  const SimilarityOptions& options)
       : loss(loss),
         scale(loss.scale() * inverse_relations(options.reduction, args.rows, 2)),
@@ -48,19 +48,19 @@ struct SimilarityCall {
         rows(args.rows) {
     const int64_t stride = pair_stride(rows), elements = stride * stride;
     const bool with_grad = args.with_grad;
-    double* const student = scratch.take<double>(elements);
-    products = {student, scratch.take<double>(elements), stride};
-    student_inverses = scratch.take<double>(rows);
-    teacher_inverses = scratch.take<double>(rows);
-    sums = scratch.take<RowSums<Loss>>(Loss::kNormalisesRows ? rows : 0);
-    values = scratch.take<double>(rows);
-    summary = scratch.take<SimilaritySummary>(1);
+    double* const student = workspace.take<double>(elements);
+    products = {student, workspace.take<double>(elements), stride};
+    student_inverses = workspace.take<double>(rows);
+    teacher_inverses = workspace.take<double>(rows);
+    sums = workspace.take<RowSums<Loss>>(Loss::kNormalisesRows ? rows : 0);
+    values = workspace.take<double>(rows);
+    summary = workspace.take<SimilaritySummary>(1);
     if constexpr (Loss::kCountsOpposites) {
       pulls = products.teacher;
     } else {
-      pulls = scratch.take<float>(with_grad ? elements : 0);
+      pulls = workspace.take<float>(with_grad ? elements : 0);
     }
-    stretches = scratch.take<Pull>(with_grad ? rows : 0);
+    stretches = workspace.take<Pull>(with_grad ? rows : 0);
   }
 
   __device__ __forceinline__ double entry(const double* table, const double* inverses, int64_t i,

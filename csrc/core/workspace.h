@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Carves a call's scratch into arrays. The function that says how many bytes a call needs carves
+// Carves a call's workspace into arrays. The function that says how many bytes a call needs carves
 // them from nowhere and asks for the sum.
 #pragma once
 
 #include <stdint.h>
 
-namespace fastkd::cuda {
+namespace fastkd {
 
-class Scratch {
+class Workspace {
  public:
   // memory == nullptr: only the size is wanted.
-  explicit Scratch(void* memory) : base_(reinterpret_cast<uintptr_t>(memory)) {}
+  explicit Workspace(void* memory) : base_(reinterpret_cast<uintptr_t>(memory)) {}
 
   template <class T>
   T* take(int64_t count) {
@@ -28,4 +28,4 @@ class Scratch {
   int64_t bytes_ = 0;
 };
 
-}  // namespace fastkd::cuda
+}  // namespace fastkd

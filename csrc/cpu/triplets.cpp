@@ -19,7 +19,7 @@ constexpr int64_t kMinBlock = 32;    // vertices
 constexpr int64_t kMaxBlocks = 128;  // threads that can work at once
 
 int64_t block_count(int64_t rows) {
-  if (rows < 3 * kMinBlock) return 1;  // waking a thread takes longer
+  if (rows < 2 * kMinBlock) return 1;
   const int64_t blocks = rows / kMinBlock;
   return blocks < 1 ? 1 : blocks > kMaxBlocks ? kMaxBlocks : blocks;
 }

@@ -10,6 +10,8 @@ from conftest import EMULATOR_RUNS_HERE, emulated_cuda
 from test_values import BF16, F16, F32, assert_matches_truth, value_and_grad
 from torch import Tensor
 
+import fastkd
+
 pytestmark = pytest.mark.skipif(
     not EMULATOR_RUNS_HERE, reason="the emulator is built on x86-64 Linux, in the source tree"
 )

@@ -31,7 +31,8 @@ def attention_transfer_loss(
     Arithmetic is float32 at least. The kernels keep one number for each position between forward
     and backward, and read the student's features again there, so these must not change in place
     before backward; double backward (create_graph) runs through the PyTorch reference. Features
-    that are all 0 have the map 0 and get the gradient 0. NaN or infinity gives NaN.
+    that are all 0 have the map 0 and get the gradient 0. NaN or infinity gives NaN; in the kernels,
+    so may numbers whose p-th power leaves float32 (|x| above 1e4 for p = 8).
 
     Args:
         student_features: (N, C, ...) with at least one dimension of positions, (N, C, H, W) as a

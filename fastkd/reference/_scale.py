@@ -18,6 +18,10 @@ def near_one(x: Tensor, dim: int | tuple[int, ...], least: float = _LEAST) -> tu
         dim: what one power is taken over; these dimensions of the power have size 1.
         least: what a smaller magnitude counts as.
     """
-    largest = x.detach().abs().amax(dim, keepdim=True).clamp_min(least)
-    power = largest / (2 * torch.frexp(largest).mantissa)
+    power = power_of_two(x.detach().abs().amax(dim, keepdim=True).clamp_min(least))
     return x / power, power
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """The power of two at each number, which has to be positive and not subnormal."""
+    return x / (2 * torch.frexp(x).mantissa)

@@ -15,7 +15,7 @@ from fastkd._validation import check_maps
 from fastkd.reference._features import over_examples, to_one_size
 from fastkd.reference._precision import kept, same_dtype, without_autocast
 from fastkd.reference._relations import inverse_root, on_diagonal
-from fastkd.reference._scale import near_one
+from fastkd.reference._scale import power_of_two
 
 _EPS = 1e-12  # of torch.nn.functional.normalize, which the original code calls
 
@@ -58,32 +58,32 @@ def _by_positions(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _position_gram(maps: Tensor) -> Tensor:
-    maps, least = _near_one(maps)
-    unit = maps * inverse_root(maps.square().sum(2), least).unsqueeze(2)
+    unit = maps * _inverse_norm(maps.square().sum(2)).unsqueeze(2)
     return torch.bmm(unit.mT, unit) / maps.shape[1]
-
-
-def _near_one(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps, each over a power of two, and what norm of each counts as 0."""
-    maps, power = near_one(maps, 2)
-    return maps, _EPS / power.squeeze(2)
 
 
 def _by_channels(student: Tensor, teacher: Tensor) -> Tensor:
     """The same as |S S^T|^2 / C_s^2 + |T T^T|^2 / C_t^2 - 2 |S T^T|^2 / (C_s C_t).
 
-    The maps are brought near 1 and never normalised, their small Gram matrices are. Every Gram
-    matrix is summed in the same way, so that equal maps give exactly 0.
+    The maps are never normalised, their small Gram matrices are: all passes over the maps are
+    products. Every Gram matrix is summed in the same way, so that equal maps give exactly 0.
     """
-    (student, student_least), (teacher, teacher_least) = _near_one(student), _near_one(teacher)
     student_gram = torch.bmm(student, student.mT)
     teacher_gram = torch.bmm(teacher, teacher.mT)
-    student_scale = inverse_root(_diagonal(student_gram), student_least)
-    teacher_scale = inverse_root(_diagonal(teacher_gram), teacher_least)
+    student_scale = _inverse_norm(_diagonal(student_gram))
+    teacher_scale = _inverse_norm(_diagonal(teacher_gram))
     cross = torch.bmm(student, teacher.mT)
     own = _mean_square_cosine(student_gram, student_scale, student_scale)
     teachers_own = _mean_square_cosine(teacher_gram, teacher_scale, teacher_scale)
     return own + teachers_own - 2 * _mean_square_cosine(cross, student_scale, teacher_scale)
+
+
+def _inverse_norm(square: Tensor) -> Tensor:
+    """1 / root; 0 where that is at most _EPS."""
+    # Near 1 its derivatives are numbers near 1, whose powers float32 holds. The power of two is a
+    # constant to autograd, as what depends on it cancels.
+    power = power_of_two(square.detach().sqrt().clamp_min(_EPS))
+    return inverse_root(square / power / power, _EPS / power) / power
 
 
 def _diagonal(gram: Tensor) -> Tensor:
@@ -93,5 +93,6 @@ def _diagonal(gram: Tensor) -> Tensor:
 
 def _mean_square_cosine(products: Tensor, scale: Tensor, other: Tensor) -> Tensor:
     """Mean over the pairs of channels, summed over the examples."""
+    # Scaled before squaring, which would leave float32 for maps of 1e10 and 1e-10.
     cosine = products * (scale.unsqueeze(2) * other.unsqueeze(1))
     return cosine.square().sum() / (scale.shape[1] * other.shape[1])

@@ -50,6 +50,12 @@ def with_zeros(x: Tensor) -> Tensor:
     return x
 
 
+def cone(width: int = 40, signs: bool = False) -> Tensor:
+    """Rows of different lengths that go the same way within a degree, or opposite ways."""
+    x = (torch.randn(1, width) + 0.01 * torch.randn(17, width)) * torch.randn(17, 1).exp()
+    return torch.where(torch.arange(17)[:, None] % 2 == 0, -x, x) if signs else x
+
+
 def unit(width: int = 40) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(3, width))
 
@@ -92,6 +98,9 @@ BATCHES: dict[str, Callable[[], Pair]] = {
         normal() * torch.logspace(-4, 4, 17)[:, None],
         teacher() * torch.logspace(4, -4, 17)[:, None],
     ),
+    "narrow-cone": lambda: (cone(), cone(20)),
+    "narrow-cone-both-ways": lambda: (cone(signs=True), cone(20)),
+    "narrow-cone-of-the-teacher": lambda: (normal(), cone(20, signs=True)),
     "very-large": lambda: (1e15 * normal(), 1e15 * teacher()),
     "in-thousandths": lambda: (1e-3 * normal(), 1e-3 * teacher()),
     "below-eps": lambda: (1e-30 * normal(), teacher()),
@@ -181,6 +190,36 @@ def test_rows_of_all_sizes_keep_their_digits(backend: str) -> None:
         _, grad = value_and_grad(case, inputs, False)
         _, truth = value_and_grad(case, inputs.to(torch.float64), True)
         assert row_errors(grad, truth).max() < 1e-5, case
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e26, 1e32])
+def test_angles_of_the_largest_embeddings(backend: str, scale: float) -> None:
+    inputs = Inputs((scale * normal().clamp(-3, 3), scale * teacher().clamp(-3, 3)))
+    for case in RKD_CASES:
+        if case.loss == "rkd_distance_loss":  # says that it may give NaN
+            continue
+        loss, grad = value_and_grad(case, inputs, False)
+        true_loss, true_grad = value_and_grad(case, inputs.to(torch.float64), True)
+        assert relative_error(loss, true_loss) < 2e-6
+        assert row_errors(grad, true_grad).max() < 1e-5, case
+
+
+def test_rkd_of_nothing_is_nothing(backend: str) -> None:
+    for rows in (1, 3, 40):
+        student = normal(rows).requires_grad_()
+        loss = fastkd.rkd_loss(student, teacher(rows), distance_weight=0, angle_weight=0)
+        (grad,) = torch.autograd.grad(loss, student)
+        assert loss.item() == 0
+        assert grad.count_nonzero() == 0
+
+
+def test_pkt_of_opposites_without_eps(backend: str) -> None:
+    for _ in range(20):  # rounding puts some cosines below -1
+        student = torch.randn(4, 2)
+        student[1] = -3 * student[0]
+        loss = fastkd.pkt_loss(student, torch.randn(4, 1), eps=1e-18)
+        assert loss.isfinite()
+        assert fastkd.reference.pkt_loss(student, torch.randn(4, 1), eps=1e-18).isfinite()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

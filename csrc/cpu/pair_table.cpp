@@ -107,14 +107,16 @@ namespace {
 
 template <class Relation, class T>
 bool fill_table(const Panels& x, const PairTable<T>& table) {
+  // Of n numbers that are added up in runs of r, a float loses what r + n / r additions lose.
+  constexpr int64_t kLength = sizeof(T) == sizeof(float) ? 32 : kRun;
   const int64_t count = x.count();
   auto body = [&](int64_t begin, int64_t end) {
     PanelPair pair(begin, count);
-    T left[kRun * kLanes], right[kRun * kLanes];
+    T left[kLength * kLanes], right[kLength * kLanes];
     for (int64_t task = begin; task < end; ++task, pair.next(count)) {
       T sums[kLanes][kLanes] = {};
-      for (int64_t f = 0; f < x.features; f += kRun) {
-        const int64_t run = x.features - f < kRun ? x.features - f : kRun;
+      for (int64_t f = 0; f < x.features; f += kLength) {
+        const int64_t run = x.features - f < kLength ? x.features - f : kLength;
         add_tile<Relation>(in_type(x.panel(pair.left) + f * kLanes, run, left),
                            in_type(x.panel(pair.right) + f * kLanes, run, right), run, sums);
       }

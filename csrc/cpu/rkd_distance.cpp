@@ -29,7 +29,8 @@ double sum_of_row(const PairTable<float>& table, int64_t i) {
 
 template <class C>
 double loss_with(const C& criterion, const RkdDistance& distance, int64_t rows, double scale,
-                 const DistanceTables& tables, const PairTable<float>& weights, bool* ok) {
+                 const DistanceTables& tables, const PairTable<float>& weights, double unit,
+                 bool* ok) {
   const PairTable<float>&student = tables.student, &teacher = tables.teacher;
   const double pairs = static_cast<double>(rows) * static_cast<double>(rows - 1);
   if (rows < 2) {
@@ -65,15 +66,18 @@ double loss_with(const C& criterion, const RkdDistance& distance, int64_t rows, 
   scale *= criterion.scale();
   if (weights.data != nullptr) {
     const double inverse_mean = pairs / totals[0];
-    const Vec mean_slope(static_cast<float>(sums[1] * inverse_mean * inverse_mean / pairs));
+    const Vec per_distance(static_cast<float>(unit * inverse_mean));
+    const double through_mean = sums[1] * inverse_mean * inverse_mean / pairs;
+    const Vec mean_slope(static_cast<float>(unit * through_mean));
+    const Vec units(static_cast<float>(unit));
     // S_ij stands at (i, j) and (j, i), and moves x_i by 2 (x_i - x_j).
     const Vec factor(static_cast<float>(-4.0 * scale));
     auto body = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t j = 0; j < student.stride; j += kLanes) {
           const Vec c = criterion.slope(difference(i, j));
-          const Vec slope = distance.slope(Vec::load(student.row(i) + j));
-          (factor * (c * by_student - mean_slope) * slope).store(weights.row(i) + j);
+          const Vec slope = units * distance.slope(Vec::load(student.row(i) + j));
+          (factor * (c * per_distance - mean_slope) * slope).store(weights.row(i) + j);
         }
       }
     };
@@ -85,10 +89,11 @@ double loss_with(const C& criterion, const RkdDistance& distance, int64_t rows, 
 }  // namespace
 
 double distance_loss(const RkdOptions& options, int64_t rows, double scale,
-                     const DistanceTables& tables, const PairTable<float>& weights, bool* ok) {
+                     const DistanceTables& tables, const PairTable<float>& weights, double unit,
+                     bool* ok) {
   const RkdDistance distance{options.squared, options.eps};
   return with_criterion(options.criterion, options.beta, [&](auto criterion) {
-    return loss_with(criterion, distance, rows, scale, tables, weights, ok);
+    return loss_with(criterion, distance, rows, scale, tables, weights, unit, ok);
   });
 }
 

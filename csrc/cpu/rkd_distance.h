@@ -12,9 +12,10 @@ struct DistanceTables {
   double* rows;                       // scratch, [2 * rows]
 };
 
-// The loss times `scale`. Writes to `weights` what the gradient is gathered with; data == nullptr:
-// no gradient. Sets `ok` to false if the pool reports a failure.
+// The loss times `scale`. Writes to `weights` what the gradient is gathered with, times unit^2, a
+// power of two; data == nullptr: no gradient. Sets `ok` to false if the pool reports a failure.
 double distance_loss(const RkdOptions& options, int64_t rows, double scale,
-                     const DistanceTables& tables, const PairTable<float>& weights, bool* ok);
+                     const DistanceTables& tables, const PairTable<float>& weights, double unit,
+                     bool* ok);
 
 }  // namespace fastkd::cpu

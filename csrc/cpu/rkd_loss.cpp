@@ -114,6 +114,8 @@ class Rkd {
     const bool wide = angles_ && !plain && wants_wide(ranges_[0], ranges_[1]);
     double loss =
         ranges_[0].largest <= DBL_MAX && ranges_[1].largest <= DBL_MAX ? 0.0 : not_a_number;
+    // Of very large or small numbers the weights leave float, but not in this unit.
+    if (wide && moves_angles_) unit_ = root_of_two(ranges_[0].largest);
     if (distances_ && loss == 0.0) loss += distance_part();
     if (angles_ && loss <= DBL_MAX) {
       loss += plain  ? angle_part<PlainSquares>(memory_.weights)
@@ -151,7 +153,7 @@ class Rkd {
   double distance_part() {
     const double scale = options_.distance_weight * relations(2);
     const DistanceTables tables{memory_.distances[0], memory_.distances[1], memory_.rows};
-    return distance_loss(options_, args_.rows, scale, tables, memory_.weights, &ok_);
+    return distance_loss(options_, args_.rows, scale, tables, memory_.weights, unit_, &ok_);
   }
 
   template <class Squares>
@@ -161,10 +163,17 @@ class Rkd {
       grids[side] = SquareGrid::covering(ranges_[side].largest, options_.eps);
       Squares::make(memory_.squares[side], grids[side], &ok_);
     }
-    const PairTable<float> others{distances_ ? memory_.weights.data : nullptr,
-                                  memory_.weights.stride};
+    const OtherWeights others{{distances_ ? memory_.weights.data : nullptr, memory_.weights.stride},
+                              unit_};
     return angle_loss(options_, args_.rows, options_.angle_weight * relations(3), grids[0],
                       memory_.angle_tables<Squares>(weights), moves_angles_, others, &ok_);
+  }
+
+  // A power of two near the root.
+  static double root_of_two(double square) {
+    int exponent = 0;
+    if (square > 0.0 && square <= DBL_MAX) ::frexp(square, &exponent);
+    return ::ldexp(1.0, exponent / 2);
   }
 
   void gradient(double loss, bool wide) {
@@ -220,6 +229,7 @@ class Rkd {
   bool distances_, angles_, moves_angles_;
   RkdWorkspace memory_;
   SquareRange ranges_[2];
+  double unit_ = 1.0;  // of distances, where their weights are made: a power of two
   bool ok_ = true;
 };
 
@@ -233,6 +243,11 @@ int64_t rkd_loss_workspace(const PairArgs& args, const RkdOptions& options) {
 }
 
 Outcome rkd_loss(const PairArgs& args, const RkdOptions& options) {
+  if (options.distance_weight == 0.0 && options.angle_weight == 0.0) {
+    *args.loss = 0.0f;
+    if (args.with_grad) cpu::fill(args.grad, args.rows * args.student.features, 0.0f);
+    return {};
+  }
   return cpu::Rkd(args, options).run();
 }
 

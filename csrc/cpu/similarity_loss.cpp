@@ -12,10 +12,10 @@ namespace fastkd {
 namespace cpu {
 namespace {
 
-// Cosines of a batch that lies within a tenth of its distance from the origin agree in their first
-// digits: from there on they, and what makes the gradient, are doubles, at two to three times the
-// time.
-constexpr double kWideShare = 0.99;
+// Inner products of a batch that lies within a tenth of its distance from the origin agree in their
+// first digits, as do cosines near 1 or -1, whatever the norms: then they, and what makes the
+// gradient, are doubles, at two to three times the time.
+constexpr double kWideShare = 0.99, kWideCosine = 0.98;
 
 template <class T>
 bool fill(const Side<T>& side, const Panels& panels, double eps) {
@@ -26,20 +26,26 @@ bool fill(const Side<T>& side, const Panels& panels, double eps) {
   return true;
 }
 
-// Whether some cosine is near -1. `of_rows`: workspace, [rows].
-bool has_opposites(const Side<float>& side, int64_t rows, double* of_rows, bool* ok) {
+// Whether some cosine of two examples has too few digits left as a float. of_rows: scratch, [rows].
+template <class Loss>
+bool has_near_directions(const Side<float>& side, int64_t rows, double* of_rows, bool* ok) {
+  constexpr double kLeast = Loss::kCountsOpposites ? kOpposite : -kWideCosine;
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      DoubleVec largest(-1.0);
+      DoubleVec largest(0.0);
       for (int64_t j = 0; j < side.products.stride; j += kLanes) {
-        largest = max(largest, DoubleVec(0.0) - side.entries<true>(i, j));
+        double cosines[kLanes];
+        side.entries<true>(i, j).store(cosines);
+        if (i >= j && i < j + kLanes) cosines[i - j] = 0.0;  // with itself
+        const DoubleVec x = DoubleVec::load(cosines);
+        largest = max(largest, max(x * DoubleVec(1.0 / kWideCosine), x * DoubleVec(1.0 / kLeast)));
       }
       of_rows[i] = max_lanes(largest);
     }
   };
-  *ok &= parallel_by_cost(rows, rows, body);
+  *ok &= parallel_by_cost(rows, 2 * rows, body);
   for (int64_t i = 0; i < rows; ++i) {
-    if (of_rows[i] > -kOpposite) return true;
+    if (of_rows[i] > 1.0) return true;
   }
   return false;
 }
@@ -97,8 +103,9 @@ Outcome run_similarity(const Loss& loss, const PairArgs& args, const SimilarityO
                 offset_share(memory.panels[1]) < kWideShare;
   if (narrow) {
     ok = fill_both<float>(memory, loss.norm_eps());
-    for (int side = 0; Loss::kCountsOpposites && side < 2 && narrow; ++side) {
-      narrow = !has_opposites(memory.side(side, float{}), args.rows, memory.row_losses, &ok);
+    for (int side = 0; Loss::kCosines && side < 2 && narrow; ++side) {
+      narrow =
+          !has_near_directions<Loss>(memory.side(side, float{}), args.rows, memory.row_losses, &ok);
     }
   }
   if (!narrow) ok = ok && fill_both<double>(memory, loss.norm_eps());

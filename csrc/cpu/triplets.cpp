@@ -235,7 +235,7 @@ double sum_returns(const C& criterion, const AngleTables<Squares>& tables, int64
 // sixteen, because the arms (i, j) and (j, i) stand at transposed places.
 template <class Squares>
 void weigh_tile(const AngleTables<Squares>& tables, double factor, int64_t i, int64_t j,
-                const PairTable<float>& others) {
+                const OtherWeights& others) {
   using V = typename Squares::V;
   using Sum = Lane<V>;
   const auto slopes = [&](int64_t row, int64_t column) {
@@ -244,13 +244,16 @@ void weigh_tile(const AngleTables<Squares>& tables, double factor, int64_t i, in
                      V::load(tables.along.row(row) + column), inverse) -
            V::load(tables.ends.row(row) + column);
   };
+  const V of_others(static_cast<Sum>(1.0 / (others.unit * others.unit)));
   Sum mirrored[kLanes][kLanes];
   for (int r = 0; r < kLanes; ++r) slopes(j + r, i).store(mirrored[r]);
   for (int r = 0; r < kLanes; ++r) {
     Sum column[kLanes];
     for (int c = 0; c < kLanes; ++c) column[c] = mirrored[c][r];
     V weight = V(static_cast<Sum>(factor)) * (slopes(i + r, j) + V::load(column));
-    if (others.data != nullptr) weight = weight + V::load(others.row(i + r) + j);
+    if (others.table.data != nullptr) {
+      weight = fma(of_others, V::load(others.table.row(i + r) + j), weight);
+    }
     weight.store(tables.weights.row(i + r) + j);
   }
 }
@@ -266,8 +269,8 @@ int64_t triplet_tasks(int64_t rows) { return block_count(rows) * block_count(row
 
 template <class Squares>
 double angle_loss(const RkdOptions& options, int64_t rows, double scale, const SquareGrid& grid,
-                  const AngleTables<Squares>& tables, bool with_grad,
-                  const PairTable<float>& others, bool* ok) {
+                  const AngleTables<Squares>& tables, bool with_grad, const OtherWeights& others,
+                  bool* ok) {
   const int64_t width = whole_lanes(rows);
   if (with_grad) {
     auto clear_all = [&](int64_t begin, int64_t end) {
@@ -300,10 +303,10 @@ double angle_loss(const RkdOptions& options, int64_t rows, double scale, const S
 }
 
 template double angle_loss(const RkdOptions&, int64_t, double, const SquareGrid&,
-                           const AngleTables<PlainSquares>&, bool, const PairTable<float>&, bool*);
+                           const AngleTables<PlainSquares>&, bool, const OtherWeights&, bool*);
 template double angle_loss(const RkdOptions&, int64_t, double, const SquareGrid&,
-                           const AngleTables<SplitSquares>&, bool, const PairTable<float>&, bool*);
+                           const AngleTables<SplitSquares>&, bool, const OtherWeights&, bool*);
 template double angle_loss(const RkdOptions&, int64_t, double, const SquareGrid&,
-                           const AngleTables<WideSquares>&, bool, const PairTable<float>&, bool*);
+                           const AngleTables<WideSquares>&, bool, const OtherWeights&, bool*);
 
 }  // namespace fastkd::cpu

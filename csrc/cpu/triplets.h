@@ -9,11 +9,17 @@ namespace fastkd::cpu {
 // Slots for what parallel tasks sum up.
 int64_t triplet_tasks(int64_t rows);
 
-// The loss times `scale`. with_grad: also what the gradient is gathered with, to tables.weights();
-// plus `others` (data == nullptr: nothing).
+// Weights of another loss; data == nullptr: there is none.
+struct OtherWeights {
+  PairTable<float> table;
+  double unit;  // they are times its square
+};
+
+// The loss times `scale`. with_grad: also what the gradient is gathered with, to tables.weights,
+// plus `others`.
 template <class Squares>
 double angle_loss(const RkdOptions& options, int64_t rows, double scale, const SquareGrid& grid,
-                  const AngleTables<Squares>& tables, bool with_grad,
-                  const PairTable<float>& others, bool* ok);
+                  const AngleTables<Squares>& tables, bool with_grad, const OtherWeights& others,
+                  bool* ok);
 
 }  // namespace fastkd::cpu

@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kPairThreads, kPairBlocks)
   SquareCensus mine;
   const auto finish = [&](int64_t i, int64_t j, T square) {
     if (i == j) return T{0};
-    const bool finite = square <= static_cast<T>(FLT_MAX);
+    const bool finite = square - square == T{0};
     if (i < j) {
       const double in_double = static_cast<double>(square);
       SquareCensus pair;

@@ -29,7 +29,7 @@ struct PktLoss {
 
   template <class V>
   FASTKD_HOST_DEVICE V weight(V entry) const {
-    return V(0.5) * (entry + V(1.0));
+    return V(0.5) * at_least(V(0.0), entry + V(1.0));  // rounding may leave less than -1
   }
   FASTKD_HOST_DEVICE Row row(double sum_student, double sum_teacher) const {
     return {1.0 / sum_student, 1.0 / sum_teacher};

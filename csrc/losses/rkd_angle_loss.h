@@ -47,10 +47,11 @@ struct SquareRange {
 // Whether S may be rounded to floats: cosines lose its last digit times the ratio of distances.
 FASTKD_HOST_DEVICE bool allows_plain(const SquareRange& side) { return side.within(1.0 / 64); }
 
-// Whether pairs are too near for floats: the student's would cost the gradients of other rows
-// 2^-24 of the ratio of distances, and both sides' cosines about 2^-36 of it.
+// Whether pairs are too near for floats: the student's would cost the gradients of other rows some
+// 2^-24 of the ratio of distances, up to a hundred times that where they cancel (here 1 / 64), and
+// both sides' cosines about 2^-36 of it.
 FASTKD_HOST_DEVICE bool wants_wide(const SquareRange& student, const SquareRange& teacher) {
-  constexpr double kStudent = 1.0 / (1 << 20), kTeacher = kStudent / (1 << 12);
+  constexpr double kStudent = 1.0 / (1 << 12), kTeacher = 1.0 / 4294967296.0;
   return !student.within(kStudent) || !teacher.within(kTeacher);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Similarity-preserving knowledge distillation (Tung, Mori 2019, arXiv:1907.09682, eq. 1-4).
 //
-//   G = X X^T, each row divided by its norm: P_ij = G_ij / max(|G_i|, eps)
+//   G = X X^T, each row divided by its norm: P_ij = G_ij / |G_i|, or 0 where |G_i| <= eps
 //   loss = sum_ij (P_ij of the student - P_ij of the teacher)^2 / denominator
 //   dloss/dG_ij = 2 (D_ij - P_ij sum_l D_il P_il) / |G_i|,   D = P of the student - P of the
 //   teacher

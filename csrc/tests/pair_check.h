@@ -227,10 +227,11 @@ constexpr PairReduction kReductions[] = {PairReduction::kMean, PairReduction::kS
                                          PairReduction::kMeanDistinct};
 
 inline RkdOptions rkd_options(int64_t index) {
-  constexpr double kWeights[][2] = {{25.0, 50.0}, {1.0, 0.0}, {0.0, 2.0}, {0.5, 1.0}, {3.0, 0.0}};
+  constexpr double kWeights[][2] = {{25.0, 50.0}, {1.0, 0.0}, {0.0, 2.0},
+                                    {0.5, 1.0},   {3.0, 0.0}, {0.0, 0.0}};
   RkdOptions o;
-  o.distance_weight = kWeights[index % 5][0];
-  o.angle_weight = kWeights[index % 5][1];
+  o.distance_weight = kWeights[index % 6][0];
+  o.angle_weight = kWeights[index % 6][1];
   o.criterion = kCriteria[index % 3];
   o.beta = index % 2 == 0 ? 1.0f : 0.2f;
   o.reduction = kReductions[index / 3 % 3];

@@ -42,9 +42,9 @@ def rkd_angle_loss(
     cosines are 0 and nothing moves them, while a teacher that tells them apart still adds to the
     loss. Triplets with i = j or k = j add 0. So do those with i = k (cosine 1), unless one side
     has no direction there. With N = 1 the loss is 0. NaN or infinity in the embeddings gives NaN.
-    Where some pair is nearer than a thousandth of the largest distance, the kernels compute in
-    float64, at about four times the time: near duplicates pull all others by forces that nearly
-    cancel. Below 1e-10 of it even that loses digits.
+    Where some pair of students is nearer than 1/64 of their largest distance (of teachers: 1e-5),
+    the kernels compute in float64, at about four times the time: near pairs pull all others by
+    forces that nearly cancel. Below 1e-8 of it even that loses digits.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).

@@ -34,7 +34,8 @@ def rkd_loss(
     of `rkd_distance_loss` and `rkd_angle_loss`, in one call: the distances are taken once and serve
     both. A part that weighs 0 is not computed. What degenerate pairs and triplets add is said
     there; with N = 1 the loss is 0, and NaN or infinity in the embeddings gives NaN.
-    In the kernels, so may vectors longer than 1e18: their squares leave float32.
+    Where the angles weigh 0, so may vectors longer than 1e18 in the kernels: their squares leave
+    float32.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
@@ -50,7 +51,7 @@ def rkd_loss(
             "mean_distinct" over those of different examples.
         squared: whether the distance loss compares squared distances.
         eps: floor of the squared distances in the distance loss, and the largest distance that has
-            no direction in the angle loss, > 0.
+            no direction in the angle loss, in [1e-18, 1e18].
 
     Returns:
         The loss, 0-d: float32, or float64 if one of the embeddings is.

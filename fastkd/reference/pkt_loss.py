@@ -38,5 +38,5 @@ def evaluate(student_embeddings: Tensor, teacher_embeddings: Tensor, options: PK
 
 def _neighbours(x: Tensor) -> Tensor:
     """Probabilities of the neighbours of each row."""
-    kernel = (cosine_table(x, NORM_EPS) + 1) / 2
+    kernel = (cosine_table(x, NORM_EPS) + 1).clamp_min(0) / 2  # rounding may leave less than -1
     return kernel / kernel.sum(-1, keepdim=True)

@@ -167,6 +167,12 @@ __device__ __forceinline__ void write_tile(const PairTile<T, kSide>& tile, int64
   }
 }
 
+// By member: a choice between the structs puts them into local memory.
+__device__ __forceinline__ Embeddings side_of(const PairArgs& args, bool student) {
+  return {student ? args.student.data : args.teacher.data,
+          student ? args.student.features : args.teacher.features};
+}
+
 // Blocks have a tile of one side each, the student's first.
 template <class T, int kSide>
 __global__ void __launch_bounds__(kPairThreads, kPairBlocks)
@@ -177,7 +183,7 @@ __global__ void __launch_bounds__(kPairThreads, kPairBlocks)
   SquareCensus* const warps = arena.take<SquareCensus>(kPairWarps);
   const bool student = block_index() < tiles;
   const TileIndex at = upper_tile(student ? block_index() : block_index() - tiles);
-  sum_tile<Square>(tile, student ? args.student : args.teacher, args.rows, at);
+  sum_tile<Square>(tile, side_of(args, student), args.rows, at);
   SquareCensus mine;
   const auto finish = [&](int64_t i, int64_t j, T square) {
     if (i == j) return T{0};
@@ -207,7 +213,7 @@ __global__ void __launch_bounds__(kPairThreads, kPairBlocks)
   const PairTile<double, kSide> tile(arena);
   const bool student = block_index() < tiles;
   const TileIndex at = upper_tile(student ? block_index() : block_index() - tiles);
-  sum_tile<Product>(tile, student ? args.student : args.teacher, args.rows, at);
+  sum_tile<Product>(tile, side_of(args, student), args.rows, at);
   const auto finish = [&](int64_t i, int64_t j, double product) {
     if (i == j) (student ? student_inverses : teacher_inverses)[i] = inverse_norm(product, eps);
     return product;

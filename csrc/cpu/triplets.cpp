@@ -108,10 +108,13 @@ class InnerLoop {
       }
       const Cosine<V> of_student = i_.student[r].cosines(student_[r], s, k);
       const Cosine<V> of_teacher = i_.teacher[r].cosines(teacher_[r], t, k);
-      const auto term = AngleSlope<V>::of(criterion_, of_student.cosine, of_teacher.cosine);
-      values_ = criterion_.add_value(values_, term.slope, term.difference);
+      // As add_angle_term, to sums of i and of k at once: in as few and as many additions as
+      // multiplications, for units that only add are as many as those that multiply too.
+      const V difference = of_student.cosine - of_teacher.cosine;
+      const V c = criterion_.slope(difference);
+      values_ = criterion_.add_value(values_, c, difference);
       if constexpr (kWithGrad) {
-        const V c = term.slope, half_inverse = of_student.half_inverse;
+        const V half_inverse = of_student.half_inverse;
         across_[r] = fma(c, half_inverse, across_[r]);
         along_[r] = fma(c, of_student.cosine, along_[r]);
         across_k = fma(c, half_inverse, across_k);

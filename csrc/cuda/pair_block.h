@@ -23,6 +23,15 @@ inline int64_t pair_stride(int64_t rows) { return (rows + kTileSide - 1) / kTile
 // Tiles (row <= column) of the upper triangle of a table that has `tiles` in a row.
 FASTKD_HOST_DEVICE int64_t upper_tiles(int64_t tiles) { return tiles * (tiles + 1) / 2; }
 
+// How the threads of a block share a tile of kTileSide x kTileSide sums: 2 in its first index, 4 in
+// its second each.
+constexpr int kFirsts = 2, kSeconds = 4;
+constexpr int kAcross = kTileSide / kSeconds;  // threads
+static_assert(kTileSide / kFirsts * kAcross == kPairThreads);
+
+__device__ __forceinline__ int first_of_thread() { return thread_index() / kAcross * kFirsts; }
+__device__ __forceinline__ int second_of_thread() { return thread_index() % kAcross * kSeconds; }
+
 struct TileIndex {
   int64_t row, column;
 };

@@ -7,14 +7,7 @@ namespace {
 
 constexpr int kTripletBlocks = 3;  // at once on a multiprocessor: four would spill registers
 
-// Sums of a thread: 2 in the first index of the tile, 4 in the second.
-constexpr int kFirsts = 2, kSeconds = 4;
-constexpr int kAcross = kTileSide / kSeconds;  // threads
 constexpr int kStageFloats = kStageRows * kTileSide;
-static_assert(kTileSide / kFirsts * kAcross == kPairThreads);
-
-__device__ __forceinline__ int first_of_thread() { return thread_index() / kAcross * kFirsts; }
-__device__ __forceinline__ int second_of_thread() { return thread_index() % kAcross * kSeconds; }
 
 // Brings rows [row, row + kStageRows) of a tile's columns of the first kPlanes planes to
 // stage[kPlanes, kStageRows, kTileSide]; the inverses times `factor`.

@@ -7,12 +7,9 @@ namespace fastkd::cuda {
 
 namespace {
 
-// Of a block: kTileSide rows and features, 2 x 4 a thread.
-constexpr int kFirsts = 2, kSeconds = 4;
-constexpr int kAcross = kTileSide / kSeconds;
+// A block has a tile of rows and features.
 constexpr int kStage = 16;  // rows j at a time
 constexpr int kLoads = kStage * kTileSide / kPairThreads;
-static_assert(kTileSide / kFirsts * kAcross == kPairThreads);
 
 struct WideProduct {
   Embeddings x;
@@ -48,8 +45,7 @@ __global__ void __launch_bounds__(kPairThreads, kPairBlocks)
   const WideStage stage(arena);
   const int64_t tile_row = block_index() % row_tiles * kTileSide;
   const int64_t tile_feature = block_index() / row_tiles * kTileSide;
-  const int row = thread_index() / kAcross * kFirsts;
-  const int feature = thread_index() % kAcross * kSeconds;
+  const int row = first_of_thread(), feature = second_of_thread();
   double x[kFirsts][kSeconds], sum[kFirsts][kSeconds] = {};
 #pragma unroll
   for (int r = 0; r < kFirsts; ++r) {

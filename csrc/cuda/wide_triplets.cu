@@ -9,11 +9,8 @@ namespace {
 
 constexpr int kWideBlocks = 2;  // at once on a multiprocessor: three would spill registers
 
-// Sums of a thread: 2 in the first index of the tile, 4 in the second.
-constexpr int kFirsts = 2, kSeconds = 4;
-constexpr int kAcross = kTileSide / kSeconds;  // threads
 constexpr int kStageSize = kStageRows * kTileSide;
-static_assert(kTileSide / kFirsts * kAcross == kPairThreads && kStageSize % kPairThreads == 0);
+static_assert(kStageSize % kPairThreads == 0);
 
 enum Column {
   kStudentSquare,
@@ -23,9 +20,6 @@ enum Column {
   kTeacherRoot,
   kArmColumns,  // what an arm is
 };
-
-__device__ __forceinline__ int first_of_thread() { return thread_index() / kAcross * kFirsts; }
-__device__ __forceinline__ int second_of_thread() { return thread_index() % kAcross * kSeconds; }
 
 // Reads the tables, squares in units of the grids.
 struct Reader {

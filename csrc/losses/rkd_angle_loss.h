@@ -161,19 +161,6 @@ FASTKD_HOST_DEVICE void add_angle_term(const C& criterion, const Cosine<V>& stud
   sum.along = fma(c, student.cosine, sum.along);
 }
 
-// What one angle adds to sums, in as few and as many additions as multiplications: units that only
-// add are as many as those that multiply too.
-template <class V>
-struct AngleSlope {
-  V slope, difference;  // of the criterion
-
-  template <class C>
-  FASTKD_HOST_DEVICE static AngleSlope of(const C& criterion, V student, V teacher) {
-    const V difference = student - teacher;
-    return {criterion.slope(difference), difference};
-  }
-};
-
 // dloss/dS of the arm from a vertex to a neighbour, in units of 1 / unit, from the sums over the
 // other neighbours.
 template <class V>

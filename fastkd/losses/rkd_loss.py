@@ -33,7 +33,8 @@ def rkd_loss(
 
     of `rkd_distance_loss` and `rkd_angle_loss`, in one call: the distances are taken once and serve
     both. A part that weighs 0 is not computed. What degenerate pairs and triplets add is said
-    there; with N = 1 the loss is 0, and NaN or infinity in the embeddings gives NaN.
+    there; with N = 1 the loss is 0, and NaN or infinity in the embeddings gives NaN. Where both
+    weigh 0 the embeddings are not read: the loss is 0.
     Where the angles weigh 0, so may vectors longer than 1e18 in the kernels: their squares leave
     float32.
 

@@ -24,14 +24,24 @@ def reduce_rows(
     """
     if reduction == "none":
         return row_loss
-    total = row_loss.sum()
+    return reduce_total(row_loss.sum(), weight.sum(), reduction, batch_size, num_items)
+
+
+def reduce_total(
+    total: Tensor,
+    count: float | Tensor,
+    reduction: Reduction,
+    batch_size: int,
+    num_items: float | Tensor | None,
+) -> Tensor:
+    """The same from the sum of the row losses, and of the weights: `count`."""
     if reduction == "sum":
         return total
     denominator: float | Tensor
     if num_items is not None:
         denominator = num_items
     elif reduction == "mean":
-        denominator = weight.sum()
+        denominator = count
     else:
         denominator = batch_size
     if isinstance(denominator, Tensor):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from fastkd._feature_options import LogitMSEOptions
-from fastkd._reduction import reduce_rows
+from fastkd._reduction import reduce_rows, reduce_total
 from fastkd._validation import check_weighted_logits
 from fastkd.reference._precision import kept, same_dtype
 
@@ -60,8 +60,7 @@ def evaluate(
     if sample_weight is None and options.reduction != "none" and not options.zero_mean:
         # All rows weigh the same: torch's fused sum reads the logits once.
         total = mse_loss(student, kept(teacher), reduction="sum") / student.shape[options.dim]
-        count = total.new_full((1,), rows.numel())
-        return reduce_rows(total.reshape(1), count, options.reduction, batch_size, num_items)
+        return reduce_total(total, rows.numel(), options.reduction, batch_size, num_items)
     weight = torch.ones_like(rows)
     if sample_weight is not None:
         weight = kept(sample_weight).to(student.dtype)

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastkd import _backends, _native
 from fastkd._options import KDLossInputs
@@ -24,12 +25,15 @@ def _plain_key_sets(device: str) -> frozenset[int]:
     """Dispatch keys of tensors of a device that are nothing but memory, as raw bits.
 
     One comparison then excludes functorch wrappers, meta, fake, sparse, quantized and zero tensors,
-    and lazy conjugates and negations: whatever would not be at its address.
+    and lazy conjugates and negations: whatever would not be at its address. The caller may be in
+    any mode: an import, or the first call on CUDA.
     """
-    ordinary = torch.empty(0, device=device)
-    with torch.inference_mode():
-        inference = torch.empty(0, device=device)
-    return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in (ordinary, inference))
+    tensors = []
+    with _disable_current_modes():
+        for inference in (False, True):
+            with torch.inference_mode(inference):
+                tensors.append(torch.empty(0, device=device))
+    return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in tensors)
 
 
 _plain_keys = set(_plain_key_sets("cpu"))  # and CUDA's, once there is a CUDA tensor
@@ -99,9 +103,10 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def in_transform() -> bool:
-    """Whether something (functorch, a dispatch mode, forward-mode AD) must see every operation."""
+    """Whether something must see every operation: functorch, a mode, forward-mode AD, a trace."""
     return bool(
         torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
     )

@@ -3,6 +3,7 @@
 
 import math
 import numbers
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -20,7 +21,7 @@ def check_real(
     """Check a number."""
     if isinstance(value, bool | Fraction) or not isinstance(value, _REAL):
         raise TypeError(f"{function}: {name} must be a real number, got {_describe(value)}")
-    if not is_valid(value):
+    if not is_valid(value) or _exceeds_float64(value):
         raise ValueError(f"{function}: {name} must be {rule}, got {value}")
 
 
@@ -43,8 +44,12 @@ def check_type(function: str, name: str, value: Any, wanted: type) -> None:
 
 def check_choice(function: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Check one of some words."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{function}: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _exceeds_float64(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) > sys.float_info.max
 
 
 def _describe(value: Any) -> str:

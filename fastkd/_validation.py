@@ -190,7 +190,7 @@ def check_layer_pairs(function: str, student: Any, teacher: Any) -> None:
 
 def check_target(function: str, target: Tensor, student: Tensor, dim: int) -> None:
     """Check class indices against the logits they belong to; the kernel checks their range."""
-    _check_tensor(function, "target", target)
+    check_tensor(function, "target", target)
     if target.dtype != torch.int64:
         raise TypeError(f"{function}: target must be int64 class indices, got {target.dtype}")
     _check_rows(function, "target", target, student, dim)
@@ -210,6 +210,7 @@ def check_num_items(function: str, num_items: Any, reduction: str, student: Tens
             f"got reduction={reduction!r}"
         )
     if isinstance(num_items, Tensor):
+        check_tensor(function, "num_items", num_items)
         if num_items.ndim != 0 or num_items.is_complex() or num_items.dtype == torch.bool:
             raise ValueError(
                 f"{function}: num_items must be an int or a 0-d tensor of a number, "
@@ -252,15 +253,18 @@ def target_out_of_range(function: str, target: Tensor, row: int, classes: int) -
     )
 
 
-def _check_tensor(function: str, name: str, value: Any) -> None:
+def check_tensor(function: str, name: str, value: Any) -> None:
+    """Check that something is a tensor and dense."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{function}: {name} must be a dense tensor, got a nested tensor")
     if value.layout != torch.strided:
         raise TypeError(f"{function}: {name} must be a dense tensor, got layout {value.layout}")
 
 
 def _check_floating(function: str, name: str, value: Any) -> None:
-    _check_tensor(function, name, value)
+    check_tensor(function, name, value)
     if value.dtype not in FLOATING:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f"{function}: {name} must have dtype {names}, got {value.dtype}")

@@ -2,6 +2,8 @@
 """Which module serves which device, and what a user hears where none does."""
 
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -117,6 +119,26 @@ def test_a_module_of_other_sources_is_not_used(
 def test_a_cuda_module_of_other_sources_is_not_used(other_interface: str) -> None:
     with pytest.warns(RuntimeWarning, match=re.escape(other_interface)):
         assert _backends.module_for(GPU) is None
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["torch.inference_mode()", "torch.no_grad()", "FakeTensorMode()", "torch.device('meta')"],
+)
+def test_an_import_within_a_mode_changes_no_path(mode: str) -> None:
+    code = f"""
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+with {mode}:
+    import fastkd
+from fastkd import _front
+student = torch.randn(3, 4)
+with torch.inference_mode():
+    teacher = torch.randn(3, 4)
+print(_front.choose_path(student, teacher))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "eager", done.stderr
 
 
 def assert_warns_of_this_file(call: Callable[[], object], line: int) -> None:

@@ -79,6 +79,16 @@ def test_compile_takes_an_integer_num_items_as_a_symbol() -> None:
             torch.testing.assert_close(compiled(num_items), loss(num_items))
 
 
+def test_compile_takes_num_items_from_inference_mode() -> None:
+    with torch.inference_mode():
+        count = torch.tensor(3.0)
+    student, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    for function in (fastkd.kd_loss, fastkd.logit_mse_loss):
+        loss = torch.compile(function, backend="aot_eager")(student, teacher, num_items=count)
+        torch.testing.assert_close(loss, function(student, teacher, num_items=count))
+        loss.backward()
+
+
 def test_a_program_exported_without_gradients_can_be_trained() -> None:
     class Distiller(torch.nn.Module):
         def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

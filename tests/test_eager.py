@@ -17,6 +17,7 @@ from path_cases import (
     true_grad,
 )
 from tolerance import HALF_UNIT, relative_error
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import fastkd
@@ -230,6 +231,28 @@ def test_double_backward(case: LossCase) -> None:
         results.append((grad, second))
     torch.testing.assert_close(results[0], results[1])
     assert results[0][1].abs().max() > 0
+
+
+@every_case
+def test_double_backward_within_autocast(case: LossCase) -> None:
+    inputs = case.make_inputs(case.family.small)
+
+    def gradient() -> Tensor:
+        student = leaf(inputs)
+        loss = case.run(Inputs((student, *inputs.tensors[1:]), inputs.keywords))
+        return torch.autograd.grad(loss, student, create_graph=True)[0].detach()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        within = gradient()
+    torch.testing.assert_close(within, gradient())
+
+
+@every_case
+def test_the_graph_names_the_loss(case: LossCase) -> None:
+    inputs = case.make_inputs(case.geometry)
+    loss = case.run(Inputs((leaf(inputs), *inputs.tensors[1:]), inputs.keywords))
+    assert loss.grad_fn is not None
+    assert case.loss.replace("_", "") in loss.grad_fn.name().lower().replace("_", "")
 
 
 @every_case

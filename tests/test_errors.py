@@ -2,6 +2,7 @@
 """Bad input: an error that names the argument, the rule and what came, before any work."""
 
 import math
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -14,6 +15,9 @@ import fastkd
 
 S, T = torch.zeros(8, 100), torch.zeros(8, 100)
 Y = torch.zeros(8, dtype=torch.int64)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that nested tensors are a prototype
+    NESTED = torch.nested.nested_tensor([S[0], S[1]])
 
 BAD: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
     (ValueError, r"teacher_logits must have the student's shape \(8, 100\), got \(8, 10\)",
@@ -32,6 +36,10 @@ BAD: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
     (TypeError, r"teacher_logits must have dtype .*got torch.complex64", (S, T.cfloat()), {}),
     (TypeError, r"student_logits must be a dense tensor, got layout torch.sparse_coo",
      (S.to_sparse(), T), {}),
+    (TypeError, r"student_logits must be a dense tensor, got a nested tensor",
+     (NESTED, T), {}),
+    (TypeError, r"num_items must be a dense tensor, got layout torch.sparse_coo", (S, T),
+     {"num_items": torch.tensor(2.0).to_sparse()}),
     (ValueError, r"teacher_logits must be on the student's device cpu, got meta",
      (S, T.to("meta")), {}),
     (ValueError, r"target must be on the student's device cpu, got meta", (S, T, Y.to("meta")), {}),

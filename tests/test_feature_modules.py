@@ -206,6 +206,18 @@ def test_the_public_function_looks_at_a_count_on_the_cpu(count: Tensor) -> None:
         fastkd.logit_mse_loss(LOGITS, LOGITS, num_items=count)
 
 
+def test_no_rows_are_no_cause_for_warnings() -> None:
+    student = torch.zeros(0, 5, requires_grad=True)
+    loss = fastkd.logit_mse_loss(student, student.detach(), zero_mean=True)
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_a_regressor_takes_tensors() -> None:
+    with pytest.raises(TypeError, match=r"student_features must be a torch.Tensor, got NoneType"):
+        fastkd.HintRegressor(3, 4)(None)
+
+
 BAD_MODULES: list[tuple[type[torch.nn.Module], type[Exception], str, Any, Any]] = [
     (fastkd.LogitMSELoss, ValueError, "logit_mse_loss: reduction must be", (), {"reduction": "x"}),
     (fastkd.HintLoss, ValueError, "hint_loss: reduction must be", (), {"reduction": "x"}),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import ATTENTION, PLAIN_BATCH_CASES, PLAIN_PAIR_CASES, Inputs, LossCase
@@ -81,6 +82,8 @@ BAD_OPTIONS: list[tuple[tuple[str, ...], type[Exception], str, dict[str, Any]]] 
     (RELATIONS, ValueError, r"criterion must be one of smooth_l1, l1, l2, got 'huber'",
      {"criterion": "huber"}),
     (RELATIONS, ValueError, r"criterion must be one of .*, got None", {"criterion": None}),
+    (RELATIONS, ValueError, r"criterion must be one of .*, got array",
+     {"criterion": np.array(["l1"])}),
     (RELATIONS, ValueError, r'beta must be in \[1e-18, 1e18\] \(for 0, criterion="l1"\), got 0',
      {"beta": 0}),
     (RELATIONS, ValueError, r"beta must be in .*, got -1.0", {"beta": -1.0}),
@@ -96,6 +99,8 @@ BAD_OPTIONS: list[tuple[tuple[str, ...], type[Exception], str, dict[str, Any]]] 
      {"distance_weight": -1}),
     (("rkd_loss",), ValueError, r"angle_weight must be >= 0 and finite, got inf",
      {"angle_weight": math.inf}),
+    (("rkd_loss",), ValueError, r"distance_weight must be >= 0 and finite, got 10000",
+     {"distance_weight": 10**400}),
     (("rkd_loss",), TypeError, r"angle_weight must be a real number, got bool True",
      {"angle_weight": True}),
     (("correlation_loss",), ValueError, r"gamma must be in \[1e-6, 1e6\], got 0.0",

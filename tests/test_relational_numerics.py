@@ -214,6 +214,9 @@ def test_rkd_of_nothing_is_nothing(backend: str) -> None:
             (grad,) = torch.autograd.grad(loss, student)
             assert loss.item() == 0
             assert grad.count_nonzero() == 0
+        both = normal(rows).requires_grad_()
+        none = fastkd.reference.rkd_loss(teacher(rows), both, distance_weight=0, angle_weight=0)
+        assert torch.autograd.grad(none, both)[0].count_nonzero() == 0
 
 
 def test_pkt_of_opposites_without_eps(backend: str) -> None:
@@ -234,6 +237,16 @@ def test_what_is_no_number_gives_nan(backend: str, bad: float) -> None:
         assert loss.isnan(), (case, which)
         assert grad.isnan().any(), (case, which)
         assert value_and_grad(case, Inputs(tensors), True)[0].isnan(), "the reference too"
+        for reduction in ("mean", "sum", "mean_distinct"):
+            if "mean_distinct" in reduction and case.loss in (
+                "similarity_preserving_loss",
+                "pkt_loss",
+            ):
+                continue
+            single = dataclasses.replace(case, options={**case.options, "reduction": reduction})
+            row = Inputs(tuple(tensor[5:6] for tensor in tensors))
+            for reference in (False, True):
+                assert value_and_grad(single, row, reference)[0].isnan(), (single, reference)
 
 
 @pytest.mark.parametrize("case", RKD_CASES, ids=str)

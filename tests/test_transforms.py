@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transforms, subclasses and modes take the reference, which gives the same numbers."""
 
+import pytest
 import torch
 from cases import Inputs, LossCase
 from path_cases import every_batch_case, every_case, kd_case, loss_of, reference_grad
@@ -73,6 +74,18 @@ def test_meta_and_fake_tensors(kernel_calls: list[str], case: LossCase) -> None:
         with context:
             assert case.run(fake).shape == ()
     assert not kernel_calls
+
+
+@every_case
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit")
+def test_a_trace_records_the_loss(case: LossCase) -> None:
+    first, second = (case.make_inputs(case.geometry, seed=seed) for seed in (0, 1))
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return case.run(Inputs(tensors, first.keywords))
+
+    traced = torch.jit.trace(loss, first.tensors)
+    torch.testing.assert_close(traced(*second.tensors), loss(*second.tensors))
 
 
 class Wrapped(torch.Tensor):

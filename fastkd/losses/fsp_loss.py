@@ -28,7 +28,8 @@ def fsp_loss(
     height or width, the larger is averaged down to the smaller (adaptive_avg_pool2d). Equal
     features give exactly 0.
 
-    Arithmetic is float32 at least, whatever the features' type, under autocast too.
+    Arithmetic is float32 at least, whatever the features' type, under autocast too, unless backward
+    runs inside of it (PyTorch advises against that: its products are halved then).
 
     Args:
         student_features: a pair, (N, C1, H, W) of the first layer and (N, C2, H', W') of the

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastkd._feature_options import ElementReduction, HintOptions, RegressorKind
 from fastkd._option_checks import check_choice, check_positive, check_type
-from fastkd._validation import check_same_features
+from fastkd._validation import check_same_features, check_tensor
 from fastkd.losses._module import LossModule
 from fastkd.losses._path import options_of
 from fastkd.ops._constant import constant
@@ -158,6 +158,7 @@ class HintRegressor(torch.nn.Module):
 
     def forward(self, student_features: Tensor) -> Tensor:
         """Map the features: (..., D) to (..., D') or (N, C, H, W) to (N, C', H, W)."""
+        check_tensor("HintRegressor", "student_features", student_features)
         shape, channels = tuple(student_features.shape), self.student_channels
         if self.kind == "linear":
             expected, fits = f"(..., {channels})", shape[-1:] == (channels,)

@@ -123,7 +123,7 @@ def _call(
         options.reduction,
     )
     if isinstance(num_items, Tensor):
-        num_items = num_items.detach()
+        num_items = constant(num_items)
         _check_value(num_items)
     if sample_weight is not None:
         sample_weight = constant(sample_weight)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastkd.reference._precision import without_autocast
+
 Versions = list[int | None]
 
 
@@ -35,10 +37,11 @@ def backward_of_reference(
     evaluate: Callable[[], Tensor], student: Tensor, grad_loss: Tensor
 ) -> Tensor:
     """The student's gradient through plain PyTorch, differentiable itself where asked."""
-    with torch.enable_grad():
-        loss = evaluate()
-    grad: Tensor
-    (grad,) = torch.autograd.grad(
-        loss, student, grad_loss.to(loss.dtype), create_graph=torch.is_grad_enabled()
-    )
+    with without_autocast(student.device):  # which is on where backward runs inside of it
+        with torch.enable_grad():
+            loss = evaluate()
+        grad: Tensor
+        (grad,) = torch.autograd.grad(
+            loss, student, grad_loss.to(loss.dtype), create_graph=torch.is_grad_enabled()
+        )
     return grad

@@ -7,6 +7,7 @@ loss scale. Double backward runs through the reference.
 """
 
 import dataclasses
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -68,32 +69,32 @@ def paths_of(loss: Loss) -> Paths:
 
 
 def _eager(loss: Loss) -> Path:
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, student: Tensor, teacher: Tensor, options: Any) -> Tensor:
-            value, kept = loss.kernel(student, teacher, options, True)
-            ctx.save_for_backward(kept, student)
-            # Only double backward needs the teacher. It is not saved: it may come from
-            # inference_mode, or its buffer may be written again before backward.
-            ctx.constants = (teacher, versions_of((teacher,)))
-            ctx.options = options
-            return value
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, options: Any) -> Tensor:
+        value, kept = loss.kernel(student, teacher, options, True)
+        ctx.save_for_backward(kept, student)
+        # Only double backward needs the teacher. It is not saved: it may come from
+        # inference_mode, or its buffer may be written again before backward.
+        ctx.constants = (teacher, versions_of((teacher,)))
+        ctx.options = options
+        return value
 
-        @staticmethod
-        def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-            kept, student = ctx.saved_tensors
-            constants: tuple[Tensor, Versions] = ctx.constants
-            if not graph_is_kept():
-                ctx.constants = None  # lets go of the teacher, as autograd does of saved tensors
-            if not torch.is_grad_enabled():
-                return loss.scale(kept, grad_loss, student, ctx.options), None, None
-            teacher, versions = constants
-            check_unchanged(loss.function, loss.teacher_name, (teacher,), versions)
-            return _of_reference(loss, student, teacher, ctx.options, grad_loss), None, None
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        kept, student = ctx.saved_tensors
+        constants: tuple[Tensor, Versions] = ctx.constants
+        if not graph_is_kept():
+            ctx.constants = None  # lets go of the teacher, as autograd does of saved tensors
+        if not torch.is_grad_enabled():
+            return loss.scale(kept, grad_loss, student, ctx.options), None, None
+        teacher, versions = constants
+        check_unchanged(loss.function, loss.teacher_name, (teacher,), versions)
+        return _of_reference(loss, student, teacher, ctx.options, grad_loss), None, None
 
-    Function.__name__ = Function.__qualname__ = f"{loss.function}_function"
+    # Not by `class`: autograd names the node after the class as it is made, and graphs show it.
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    base = torch.autograd.Function
+    function: Any = types.new_class(loss.function, (base,), exec_body=lambda d: d.update(methods))
     # Function.apply looks for functorch wrappers and then calls this; the front has excluded them.
-    apply: Path = super(torch.autograd.Function, Function).apply
+    apply: Path = super(base, function).apply
 
     def eager(student: Tensor, teacher: Tensor, options: Any) -> Tensor:
         if student.requires_grad and torch.is_grad_enabled():

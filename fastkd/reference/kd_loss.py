@@ -27,7 +27,8 @@ def kd_loss(
         student_logits: as in `fastkd.kd_loss`.
         teacher_logits: as in `fastkd.kd_loss`, but gets a gradient if it requires one.
         target: as in `fastkd.kd_loss`.
-        sample_weight: as in `fastkd.kd_loss`, but gets a gradient if it requires one.
+        sample_weight: as in `fastkd.kd_loss`, but gets a gradient if it requires one. Rows
+            of weight 0 are not looked at: the gradient of such a weight lacks its row's own loss.
         num_items: as in `fastkd.kd_loss`.
         **options: the other keyword options of `fastkd.kd_loss`.
 

@@ -26,7 +26,8 @@ def logit_mse_loss(
     Args:
         student_logits: as in `fastkd.logit_mse_loss`.
         teacher_logits: as in `fastkd.logit_mse_loss`, but gets a gradient if it requires one.
-        sample_weight: as in `fastkd.logit_mse_loss`, but gets a gradient if it requires one.
+        sample_weight: as in `fastkd.logit_mse_loss`, but gets a gradient if it requires one. Rows
+            of weight 0 are not looked at: the gradient of such a weight lacks its row's own loss.
         num_items: as in `fastkd.logit_mse_loss`.
         **options: the other keyword options of `fastkd.logit_mse_loss`.
 
@@ -68,7 +69,7 @@ def evaluate(
         ignored = (weight == 0).unsqueeze(options.dim)
         student = student.masked_fill(ignored, 0)
         teacher = teacher.masked_fill(ignored, 0)
-    if options.zero_mean:
+    if options.zero_mean and rows.numel():  # var warns of no rows
         row_loss = (student - teacher).var(options.dim, correction=0)
     else:
         row_loss = mse_loss(student, kept(teacher), reduction="none").mean(options.dim)

@@ -31,7 +31,8 @@ def rkd_loss(student_embeddings: Tensor, teacher_embeddings: Tensor, **options: 
 def evaluate(student_embeddings: Tensor, teacher_embeddings: Tensor, options: RKDOptions) -> Tensor:
     """The formula itself, on checked arguments."""
     student, teacher = same_dtype(student_embeddings, teacher_embeddings)
-    loss = student.mul(0).nan_to_num().sum()  # a graph where no part is wanted
+    # A graph where no part is wanted.
+    loss = student.mul(0).nan_to_num().sum() + teacher.mul(0).nan_to_num().sum()
     if options.distance_weight != 0:
         part = evaluate_distance(student, teacher, options.distance())
         loss = loss + options.distance_weight * part

@@ -186,15 +186,17 @@ __global__ void __launch_bounds__(kPairThreads, kPairBlocks)
   sum_tile<Square>(tile, side_of(args, student), args.rows, at);
   SquareCensus mine;
   const auto finish = [&](int64_t i, int64_t j, T square) {
-    if (i == j) return T{0};
     const bool finite = square - square == T{0};
+    // Of a row to itself too: one row alone has no other square to be told by.
+    if (!finite) mine.range.largest = static_cast<double>(INFINITY);
+    if (i == j) return T{0};
     if (i < j) {
       const double in_double = static_cast<double>(square);
       SquareCensus pair;
       pair.distances = distance.distance(in_double);
       pair.positive = pair.distances > 0.0 ? 1.0 : 0.0;
       if (in_double > distance.eps * distance.eps) pair.range.smallest = in_double;
-      pair.range.largest = finite ? in_double : static_cast<double>(INFINITY);
+      if (finite) pair.range.largest = in_double;
       mine.add(pair);
     }
     return finite ? square : static_cast<T>(NAN);

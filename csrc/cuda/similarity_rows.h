@@ -103,10 +103,12 @@ __global__ void __launch_bounds__(kPairThreads, kLightBlocks)
   value = block_sum(value, warps + 2 * kPairWarps);
   if constexpr (Loss::kNormalisesRows) projection = block_sum(projection, warps + 3 * kPairWarps);
   if (thread_index() == 0) {
-    // NaN stays: a row alone has no other entry to be told by.
-    const double itself = call.student_entry(i, i) + call.teacher_entry(i, i);
-    call.values[i] = call.distinct ? value + 0.0 * itself : value;
-    if constexpr (Loss::kNormalisesRows) call.sums[i] = {row, projection};
+    if constexpr (Loss::kNormalisesRows) {
+      call.sums[i] = {row, projection};
+    } else if (call.distinct) {  // NaN stays: a row alone has no other entry to be told by
+      value += 0.0 * (call.student_entry(i, i) + call.teacher_entry(i, i));
+    }
+    call.values[i] = value;
   }
 }
 

@@ -36,9 +36,9 @@ def nst_loss(
     rounding of its largest term, about 1e-7 in float32, and may be as much below 0. Equal features
     give exactly 0.
 
-    A map with a norm of at most 1e-12 counts as zeros and gets no gradient; norms beyond 1e18 give
-    NaN. Arithmetic is float32 at least, whatever the features' type, under autocast too, unless
-    backward runs inside of it (PyTorch advises against that: its products are halved then).
+    A map with a norm of at most 1e-12 counts as zeros and gets no gradient; norms beyond 1e18 may
+    give NaN. Arithmetic is float32 at least, whatever the features' type, under autocast too,
+    unless backward runs inside of it (PyTorch advises against that: its products are halved then).
 
     Args:
         student_features: (N, C, H, W) or (N, C, ...), float32, bfloat16, float16 or float64. The

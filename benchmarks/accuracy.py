@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Error of loss and gradient against the reference in float64 on the same rounded inputs."""
+"""Error of loss and gradients against the reference in float64 on the same rounded inputs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,12 +35,16 @@ def _numbers(case: LossCase, geometry: Geometry) -> int:
 def errors(
     case: LossCase, inputs: Inputs, steps: Mapping[str, Step]
 ) -> dict[str, tuple[float, float]]:
-    """Relative error of the loss, and the gradient's largest error over its largest value."""
-    true_loss, true_grad = reference_step(case, inputs)()
+    """Relative error of the loss, and the gradient's largest error over its largest value.
+
+    Where several tensors are learned, the worst of their gradients tells.
+    """
+    true_loss, *true_grads = reference_step(case, inputs)()
     found: dict[str, tuple[float, float]] = {}
     for name, step in steps.items():
-        loss, grad = step()
-        found[name] = (_relative(loss, true_loss), _relative(grad, true_grad))
+        loss, *grads = step()
+        grad_error = max(map(_relative, grads, true_grads))
+        found[name] = (_relative(loss, true_loss), grad_error)
     return found
 
 
@@ -58,7 +62,8 @@ def sliced_errors(
     the first slice.
     """
     assert is_batch_mean(case.options), f"{case} is no mean over the first dimension"
-    student = inputs.tensors[0]
+    assert inputs.learned == 1, f"{case} has weights, which no slice of the rows is enough for"
+    (student,) = inputs.leaves
     batch = student.shape[0]
     step = max(1, batch * most_elements // student.numel())
     weights = [len(student[begin : begin + step]) / batch for begin in range(0, batch, step)]
@@ -78,13 +83,7 @@ def sliced_errors(
 
 
 def _slice(inputs: Inputs, begin: int, end: int) -> Inputs:
-    return Inputs(
-        tuple(tensor.detach()[begin:end] for tensor in inputs.tensors),
-        {
-            name: value[begin:end] if isinstance(value, Tensor) else value
-            for name, value in inputs.keywords.items()
-        },
-    )
+    return inputs.map(lambda tensor: tensor.detach()[begin:end])
 
 
 def _relative(value: Tensor, truth: Tensor) -> float:

@@ -9,13 +9,13 @@ Prints a line for each call, which `gpu_tools` reads.
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from cases import BATCH_CASES, KD_LOSS, PLAIN_CASES, Geometry, Inputs, LossCase
+from cases import BATCH_CASES, PLAIN_CASES, PLAIN_LOGIT_CASES, Geometry, Inputs, LossCase
 from loss_case import Kind
 
-from benchmarks.providers import make_function, make_step, with_gradient
+from benchmarks.providers import make_function, make_step
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 CALLED = "called"
@@ -111,12 +111,12 @@ def main() -> int:
     profiling = sys.argv[1:] == ["profile"]
     for call in profiled_calls("cuda") if profiling else small_calls("cuda"):
         function = make_function(call.case, "fastkd")
-        step = make_step(call.case, with_gradient(call.inputs), function)
+        step = make_step(call.case, call.inputs.with_gradient(), function)
         if profiling:
             step()
             torch.cuda.synchronize()
             torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
-        loss, _ = step()
+        loss, *_ = step()
         torch.cuda.synchronize()
         if profiling:
             torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
@@ -146,11 +146,11 @@ class Call:
 
 def small_calls(device: str) -> Iterator[Call]:
     """Their inputs come from the CPU, so that only our kernels are looked at."""
-    for case in (KD_LOSS, *BATCH_CASES):
+    for case in (*PLAIN_LOGIT_CASES, *BATCH_CASES):
         of_kind = SMALL[case.family.kind]
         for small in of_kind if case in PLAIN_CASES else of_kind[:1]:
             made = case.make_inputs(small.geometry, small.student, small.teacher).on(device)
-            inputs = Inputs(tuple(map(small.layout, made.tensors)), made.keywords)
+            inputs = replace(made, tensors=tuple(map(small.layout, made.tensors)))
             if small.layout is _sliced:
                 inputs.keywords["target"].clamp_(max=small.geometry.classes - 3)
             yield Call(case, small.geometry, inputs)

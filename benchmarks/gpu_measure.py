@@ -18,7 +18,7 @@ from benchmarks.gpu_timing import Rotation, event_clock, host_seconds, input_set
 from benchmarks.measure import BENCH_CASES, Job, Progress, facts_of, time_figures
 from benchmarks.memory import peak_gpu_bytes
 from benchmarks.peers import PEERS, serves
-from benchmarks.providers import Step, make_function, make_step, with_gradient
+from benchmarks.providers import FLOOR, Step, make_function, make_step
 from benchmarks.results import ON_GPU, Figures, Row
 from benchmarks.timing import Call, Clock, interleave, plan_rounds, warm_up
 
@@ -90,22 +90,30 @@ def measure_on_gpu(
     calls: dict[str, Rotation] = {}
     costs: dict[str, float] = {}
 
-    def prepare(name: str) -> bool:
-        function = make_function(job.case, name)
-        each = [make_step(job.case, one, function) for one in inputs]
+    def prepare(name: str, each: Sequence[Call]) -> None:
         rotation = Rotation(each)
         rotation()  # compiles
         cost = warm_up({name: rotation}, meters.clock)[name]
         if cost > MOST_SECONDS:
             raise TimeoutError(f"{cost:.0f} s a call")
-        costs[name], functions[name], steps[name] = cost, function, each[0]
-        calls[name] = rotation
-        return True
+        costs[name], calls[name] = cost, rotation
+
+    def prepare_provider(name: str) -> None:
+        function = make_function(job.case, name)
+        each = [make_step(job.case, one, function) for one in inputs]
+        prepare(name, each)
+        functions[name], steps[name] = function, each[0]
+
+    def prepare_floor(floor: Callable[[Inputs], Call]) -> None:
+        prepare(FLOOR, [floor(one) for one in inputs])
 
     for name in providers:
         if name not in PEERS or serves(name, job.case, job.bench_row):
             progress(name)
-            attempt(failures, name, functools.partial(prepare, name), meters)
+            attempt(failures, name, functools.partial(prepare_provider, name), meters)
+    if job.case.floor is not None:
+        progress(FLOOR)
+        attempt(failures, FLOOR, functools.partial(prepare_floor, job.case.floor), meters)
     progress("time")
     others = machine.OtherWork()
     rounds = plan_rounds(rounds, max(costs.values(), default=0.0))
@@ -115,6 +123,7 @@ def measure_on_gpu(
         rotation.forget()
     progress("errors")
     figures = {name: time_figures(timing) for name, timing in timings.items()}
+    floor = figures.pop(FLOOR, None)
     _add_memory(job, meters, steps, figures, failures)
     checked = _add_errors(job, meters, inputs[0], steps, functions, figures, failures)
     return new_row(
@@ -126,6 +135,7 @@ def measure_on_gpu(
         providers=figures,
         failures=failures,
         input_sets=len(inputs),
+        floor=floor,
     )
 
 
@@ -139,6 +149,7 @@ def new_row(
     others_busy: float | None = None,
     providers: Mapping[str, Figures] = {},
     input_sets: int = 1,
+    floor: Figures | None = None,
 ) -> Row:
     """The row of a job; by default of one that failed."""
     return Row(
@@ -152,6 +163,7 @@ def new_row(
         providers=dict(providers),
         failures=failures,
         input_sets=input_sets,
+        floor=floor,
     )
 
 
@@ -187,7 +199,7 @@ def _make_inputs(job: Job, meters: Meters) -> tuple[int, list[Inputs]]:
     while len(inputs) < wanted:
         seed = len(inputs)
         made = case.make_inputs(geometry, dtype, dtype, seed, device=meters.device)
-        inputs.append(with_gradient(made))
+        inputs.append(made.with_gradient())
         ideal_bytes = case.ideal_bytes(inputs[0])
         wanted = input_sets(ideal_bytes, meters.l2_bytes)
     return ideal_bytes, inputs
@@ -227,7 +239,8 @@ def _add_errors(
         fewer = error_geometry(case, geometry)
         covered = fewer.shape
         if fewer != geometry:
-            inputs = with_gradient(case.make_inputs(fewer, dtype, dtype, device=meters.device))
+            made = case.make_inputs(fewer, dtype, dtype, device=meters.device)
+            inputs = made.with_gradient()
             steps = {name: make_step(case, inputs, functions[name]) for name in steps}
     for name, step in steps.items():
         check = functools.partial(_errors, case, inputs, step)

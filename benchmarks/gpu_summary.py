@@ -114,7 +114,7 @@ def _fastkd_words(results: Any) -> list[str]:
             shares = [
                 each.peak_bytes / row.student_bytes
                 for row, each in checked
-                if row.student_bytes >= LEAST_BYTES and row.kind != "relations"
+                if row.student_bytes >= LEAST_BYTES and row.kind in ("logits", "features")
             ]
             lines.append(
                 f"fastkd {dtype}: loss error at most {loss:.1e}, gradient {grad:.1e}; "

@@ -13,9 +13,9 @@ from torch_cases import TORCH_CASES
 from benchmarks import machine
 from benchmarks.accuracy import error_geometry, errors
 from benchmarks.memory import peak_resident_bytes, peak_tensor_bytes
-from benchmarks.providers import Step, make_steps
+from benchmarks.providers import FLOOR, Step, make_steps
 from benchmarks.results import Figures, Row
-from benchmarks.timing import Timing, interleave, plan_rounds, warm_up
+from benchmarks.timing import Call, Timing, interleave, plan_rounds, warm_up
 
 BENCH_CASES = (*CASES, *TORCH_CASES)
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def student_bytes(self) -> int:
-        """Size of the student's tensor."""
+        """Size of the student's tensor; of its logits, where it is computed from hidden states."""
         row = self.bench_row
         return torch.Size(row.geometry.shape).numel() * row.dtype.itemsize
 
@@ -74,13 +74,17 @@ def measure(
 
     progress("compile")
     steps = make_steps(case, inputs, asked)
+    calls: dict[str, Call] = {**steps}
+    if case.floor is not None:
+        calls[FLOOR] = case.floor(inputs)
     progress("warm-up")
-    costs = warm_up(steps)
+    costs = warm_up(calls)
     others = machine.OtherWork()
     rounds = plan_rounds(rounds, max(costs.values(), default=0.0))
-    timings = interleave(steps, costs, rounds, progress)
+    timings = interleave(calls, costs, rounds, progress)
     others_busy = others.share()
     figures = {name: time_figures(timing) for name, timing in timings.items()}
+    floor = figures.pop(FLOOR, None)
     error_shape = None
     if not only_time:
         progress("memory")
@@ -102,6 +106,7 @@ def measure(
         others_busy=others_busy,
         providers=figures,
         failures=failures,
+        floor=floor,
     )
 
 
@@ -114,6 +119,7 @@ def facts_of(job: Job) -> dict[str, Any]:
         "options": dict(case.options),
         "shape": geometry.shape,
         "dim": geometry.dim,
+        "width": geometry.width,
         "dtype": DTYPE_NAMES[job.bench_row.dtype],
         "student_bytes": job.student_bytes,
         "kind": case.family.kind,

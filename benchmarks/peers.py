@@ -27,7 +27,8 @@ def peer_versions() -> dict[str, str]:
 def serves(name: str, case: LossCase, row: BenchRow) -> bool:
     """Whether a peer that is installed has this loss for this layout."""
     rows_only = row.geometry.dim == -1 and len(row.geometry.shape) == 2
-    return name in peer_versions() and case.loss == "kd_loss" and rows_only
+    plain = {"divergence", "standardize_logits"}.isdisjoint(case.options)
+    return name in peer_versions() and case.loss == "kd_loss" and plain and rows_only
 
 
 def peer_function(name: str, case: LossCase) -> Callable[..., Tensor]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.results import ON_GPU, Results, Row
-from benchmarks.tables import by_kind, loss_names
+from benchmarks.tables import STYLES, by_kind, loss_names
 from benchmarks.text import count_text, nanoseconds_text
 
 # Okabe and Ito's colours: told apart by colour-blind eyes too.
@@ -24,7 +24,7 @@ SLOWER, BAR, COPY, INK, FAINT = "#D55E00", "#009E73", "#444444", "#222222", "#DD
 ROW_INCHES = 0.34
 # What a name's end shows.
 FIGURES: dict[str, tuple[Kind, ...]] = {
-    "": ("logits",),
+    "": ("logits", "layers"),
     "-relations-features": ("relations", "features"),
 }
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -75,7 +75,10 @@ def _draw_figure(results: Results, blocks: Sequence[_Block], path: Path) -> Path
         left.set_yticks(range(len(block.rows)), row_labels(block.rows, block.names), color=INK)
         title = f"{block.kind.capitalize()}, {where}"
         left.set_title(title, loc="left", fontweight="bold", color=INK)
-        if any(row.work_count for row in block.rows):
+        if floor := STYLES[block.kind].floor:
+            _draw_over_floor(right, block.rows, f"{floor} alone")
+            rate = f"fastkd / {floor}"
+        elif any(row.work_count for row in block.rows):
             _draw_time_for_each(right, block.rows)
             rate = "ns a pair or triplet"
         else:
@@ -184,24 +187,34 @@ def _figure(value: float) -> str:
 
 def _draw_bandwidth(axes: Axes, rows: Sequence[Row], copy: float) -> None:
     rates = [(row.bandwidth or 0.0) / 1e9 for row in rows]
-    axes.barh(range(len(rows)), rates, height=0.62, color=BAR, zorder=2)
-    axes.axvline(
-        copy / 1e9, color=COPY, linestyle="--", linewidth=1.2, zorder=3,
-        label=f"torch copy {_figure(copy / 1e9)}",
-    )  # fmt: skip
+    texts = [f"{_figure(rate)} ({rate * 1e9 / copy:.0%})" for rate in rates]
+    _draw_bars(axes, rates, texts, copy / 1e9, f"torch copy {_figure(copy / 1e9)}")
+
+
+def _draw_over_floor(axes: Axes, rows: Sequence[Row], floor: str) -> None:
+    found = [row.over_floor for row in rows]
+    texts = ["" if over is None else f"{over:.2f}" for over in found]
+    _draw_bars(axes, [over or 0.0 for over in found], texts, 1.0, floor)
+
+
+def _draw_bars(
+    axes: Axes, values: Sequence[float], texts: Sequence[str], mark: float, label: str
+) -> None:
+    """A bar a row, and a line at the mark."""
+    axes.barh(range(len(values)), values, height=0.62, color=BAR, zorder=2)
+    axes.axvline(mark, color=COPY, linestyle="--", linewidth=1.2, zorder=3, label=label)
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9, borderpad=0,
         handlelength=1.6, handletextpad=0.5,
     )  # fmt: skip
-    for line, rate in enumerate(rates):
-        text = f"{_figure(rate)} ({rate * 1e9 / copy:.0%})"
+    for line, (value, text) in enumerate(zip(values, texts, strict=True)):
         axes.annotate(
-            text, (rate, line), (4, 0), textcoords="offset points", va="center", fontsize=8,
+            text, (value, line), (4, 0), textcoords="offset points", va="center", fontsize=8,
             color=INK, zorder=4, bbox={"color": "white", "alpha": 0.75, "pad": 0.6},
         )  # fmt: skip
-    axes.set_xlim(0, 1.25 * max([copy / 1e9, *rates]))
+    axes.set_xlim(0, 1.25 * max([mark, *values]))
     axes.set_yticks([])
-    _finish(axes, len(rows))
+    _finish(axes, len(values))
 
 
 def _draw_time_for_each(axes: Axes, rows: Sequence[Row]) -> None:

@@ -11,16 +11,17 @@ import fastkd
 from benchmarks.peers import PEERS, peer_function
 
 PROVIDERS = ("fastkd", "eager", "torch.compile")
+FLOOR = "floor"  # timed beside them where a case has one, and no loss
 
-# Loss and gradient of one forward and backward.
-Step = Callable[[], tuple[Tensor, Tensor]]
+# The loss, then the gradients of all that is learned, of one forward and backward.
+Step = Callable[[], tuple[Tensor, ...]]
 
 
 def make_steps(
     case: LossCase, inputs: Inputs, names: Collection[str] = PROVIDERS
 ) -> dict[str, Step]:
     """One call per provider on shared inputs; torch.compile has compiled when they are timed."""
-    inputs = with_gradient(inputs)
+    inputs = inputs.with_gradient()
     steps = {name: make_step(case, inputs, make_function(case, name)) for name in names}
     if "torch.compile" in steps:
         steps["torch.compile"]()
@@ -42,30 +43,21 @@ def make_function(case: LossCase, name: str) -> Callable[..., Tensor]:
 
 
 def make_step(case: LossCase, inputs: Inputs, function: Callable[..., Tensor]) -> Step:
-    """One call of a provider's function on inputs whose first tensor wants a gradient."""
+    """One call of a provider's function on inputs whose learned tensors want a gradient."""
     keywords = {**inputs.keywords, **case.options}
     return _step(lambda: function(*case.arguments(inputs), **keywords), inputs)
 
 
 def reference_step(case: LossCase, inputs: Inputs) -> Step:
-    """Loss and gradient by the reference in float64: the truth."""
-    inputs = with_gradient(inputs.to(torch.float64))
+    """Loss and gradients by the reference in float64: the truth."""
+    inputs = inputs.to(torch.float64).with_gradient()
     return _step(lambda: case.run_reference(inputs), inputs)
 
 
-def with_gradient(inputs: Inputs) -> Inputs:
-    """The same values; the first tensor is a leaf that wants a gradient."""
-    student, *others = inputs.tensors
-    return Inputs((student.detach().requires_grad_(), *others), inputs.keywords)
-
-
 def _step(loss_of: Callable[[], Tensor], inputs: Inputs) -> Step:
-    student = inputs.tensors[0]
-
-    def step() -> tuple[Tensor, Tensor]:
+    def step() -> tuple[Tensor, ...]:
         loss = loss_of()
-        # Not loss.backward(): adding to student.grad would be timed too.
-        (grad,) = torch.autograd.grad(loss, student)
-        return loss, grad
+        # Not loss.backward(): adding to the leaves' grad would be timed too.
+        return loss, *torch.autograd.grad(loss, inputs.leaves)
 
     return step

@@ -66,6 +66,11 @@ def _heading(results: Results) -> str:
         if any(row.work_count for row in results.rows)
         else ""
     )
+    floors = (
+        " Products alone: the matrix products of forward and backward and nothing else."
+        if any(row.floor is not None for row in results.rows)
+        else ""
+    )
     return "\n".join(
         (
             f"{_gpu_words(results) if results.is_gpu else _cpu_words(results)} "
@@ -75,7 +80,7 @@ def _heading(results: Results) -> str:
             "Forward and backward: median [quartiles] of interleaved rounds. "
             "Ratios: of the medians. "
             "GB/s: bytes that any implementation must move / time of fastkd; "
-            f"{copy_words(results)}.{per_unit}",
+            f"{copy_words(results)}.{per_unit}{floors}",
         )
     )
 
@@ -157,7 +162,8 @@ def _write_csv(results: Results, path: Path) -> None:
 
 def _csv_record(row: Row, provider: str) -> dict[str, Any]:
     record = to_json(row)
-    figures = record.pop("providers")[provider]
+    figures, floor = record.pop("providers")[provider], record.pop("floor")
+    record["floor_median"] = None if floor is None else floor["median"]
     for name in ("shape", "error_shape"):
         record[name] = "x".join(map(str, record[name] or ()))
     for name in ("options", "failures"):

@@ -5,7 +5,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from loss_case import Kind
+from loss_case import Geometry, Kind
 
 ON_GPU = 0  # in place of a thread count
 BUSY = 0.05  # share of the CPUs used by others from which a row's times are suspect
@@ -51,11 +51,13 @@ class Row:
     kind: Kind = "logits"
     work_unit: str = ""  # a pair, a triplet: what the loss is done for
     work_count: int = 0  # of them, in a call
+    width: int | None = None  # of the hidden states that the logits come from
+    floor: Figures | None = None  # of what any implementation must do, where a case has that
 
     @property
     def name(self) -> str:
         """Words for the reader: what the student's tensor is."""
-        text = "x".join(map(str, self.shape))
+        text = str(Geometry(self.shape, width=self.width))
         text = f"{text} dim={self.dim}" if self.kind == "logits" and self.dim != -1 else text
         return f"{text}, mapped" if self.mapped else text
 
@@ -80,6 +82,12 @@ class Row:
         """Of fastkd, where the loss is done for pairs or triplets."""
         ours = self.providers.get("fastkd")
         return None if ours is None or not self.work_count else ours.median / self.work_count
+
+    @property
+    def over_floor(self) -> float | None:
+        """Median time of fastkd over that of the floor: 1 at best."""
+        ours = self.providers.get("fastkd")
+        return None if ours is None or self.floor is None else ours.median / self.floor.median
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,14 @@ class Results:
 
 def row_from_json(values: dict[str, Any]) -> Row:
     """The inverse of dataclasses.asdict for a Row that went through JSON."""
-    error_shape = values["error_shape"]
+    error_shape, floor = values["error_shape"], values.get("floor")
     return Row(
         **{
             **values,
             "shape": tuple(values["shape"]),
             "error_shape": None if error_shape is None else tuple(error_shape),
             "providers": {name: Figures(**each) for name, each in values["providers"].items()},
+            "floor": None if floor is None else Figures(**floor),
         }
     )
 

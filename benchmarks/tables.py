@@ -9,7 +9,7 @@ from loss_case import Kind
 
 from benchmarks.accuracy import is_batch_mean
 from benchmarks.peers import PEERS
-from benchmarks.providers import PROVIDERS
+from benchmarks.providers import FLOOR, PROVIDERS
 from benchmarks.results import BUSY, ON_GPU, Figures, Results, Row
 from benchmarks.text import byte_text, format_table, nanoseconds_text, span_text, time_text
 
@@ -25,10 +25,17 @@ class Style:
     title: str
     tensor: str  # what the rows are named by
     memory: str  # the unit of peak extra memory, in words
+    floor: str = ""  # what any implementation must do, where that sets the time
 
 
 STYLES: dict[Kind, Style] = {
     "logits": Style("Losses of logits", "logits", "student-sized [N, C] tensors"),
+    "layers": Style(
+        "Losses of hidden states and output layers",
+        "N x H x V",
+        "student-sized [N, V] logits",
+        "products",
+    ),
     "relations": Style("Losses between the examples of a batch", "N x D", "MiB"),
     "features": Style("Losses of features", "features", "student-sized tensors"),
 }
@@ -72,7 +79,7 @@ def time_table(rows: Sequence[Row], results: Results) -> str:
 def summary_table(rows: Sequence[Row], results: Results, rates: bool) -> str:
     """Medians and ratios; `rates`: bytes per second too."""
     columns = _Columns(rows, results)
-    rates = rates or columns.counts_work
+    rates = rates or not columns.moves_bytes
     header = [*columns.subject_header(), *columns.providers, *columns.ratio_header()]
     header += columns.rate_header() if rates else []
     body = []
@@ -125,6 +132,11 @@ class _Columns:
         self.counts_work = any(row.work_count for row in rows)
 
     @property
+    def moves_bytes(self) -> bool:
+        """Whether bytes set the time, and not what a loss is done for or the floor."""
+        return not (self.counts_work or self._style.floor)
+
+    @property
     def left(self) -> int:
         """How many columns are words."""
         return len(self.subject_header())
@@ -143,10 +155,15 @@ class _Columns:
         return [_ratio(row.ratio(name)) for name in self._others]
 
     def rate_header(self) -> list[str]:
+        if floor := self._style.floor:
+            return [f"{floor} alone", f"fastkd / {floor}"]
         return ["time for each"] if self.counts_work else ["GB/s", "of copy"]
 
     def rates(self, row: Row) -> list[str]:
-        """Of fastkd: the time of a pair or triplet, or bytes per second."""
+        """Of fastkd: what the floor leaves to win, the time of a pair or triplet, or a rate."""
+        if self._style.floor:
+            over = row.over_floor
+            return [_floor(row), NOTHING if over is None else f"{over:.2f}"]
         if self.counts_work:
             seconds = row.seconds_per_unit
             return [NOTHING if seconds is None else f"{nanoseconds_text(seconds)}/{row.work_unit}"]
@@ -173,6 +190,12 @@ def _cell(row: Row, provider: str, text: Callable[[Figures], str]) -> str:
     if provider in row.providers:
         return text(row.providers[provider])
     return row.failures.get(provider, NOTHING)[:MOST_WORDS]
+
+
+def _floor(row: Row) -> str:
+    if row.floor is not None:
+        return time_text(row.floor.median)
+    return row.failures.get(FLOOR, NOTHING)[:MOST_WORDS]
 
 
 def _peak(figures: Figures, unit: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distil students on real data: `python3 dev.py demo` and `python -m examples.relational`.
+"""Distil students on real data: `python3 dev.py demo`, `python -m examples.relational`, and so on.
 
 demo.py (the command)
     -> options.py       what the command line takes
@@ -16,6 +16,11 @@ relational.py (the command: distances and angles of an embedding)
     -> relational_experiment.py    one seed: teacher, students with and without RKD, recall@1
          -> data.py, training.py
     -> relational_plot.py
+
+causal_lm.py (the command: a language model from one with another vocabulary)
+    -> options.py, report.py
+    -> causal_lm_experiment.py     text, models, a step of several batches
+    -> causal_lm_plot.py
 
 After Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531, and
 Park, Kim, Lu, Cho: Relational Knowledge Distillation, arXiv:1904.05068.

@@ -16,7 +16,7 @@ from benchmarks.machine import OtherWork
 from examples import data, report
 from examples.experiment import OMITTED_DIGIT, STAGES, SeedResult, Settings, run_seed
 from examples.loss_time import time_loss
-from examples.options import alpha, count, temperature
+from examples.options import count, fraction, positive
 from examples.recipes import RECIPES
 from examples.training import CLASSES, threads
 
@@ -84,10 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=count, help=f"how often everything is repeated {default}")
     parser.add_argument("--epochs", type=count, help=f"of every network {default}")
     parser.add_argument(
-        "--temperature", type=temperature, default=4.0, help="of the soft targets (default: 4)"
+        "--temperature", type=positive, default=4.0, help="of the soft targets (default: 4)"
     )
     parser.add_argument(
-        "--alpha", type=alpha, default=0.9, help="weight of the soft targets (default: 0.9)"
+        "--alpha", type=fraction, default=0.9, help="weight of the soft targets (default: 0.9)"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("demo-output"),

@@ -16,7 +16,7 @@ def count(text: str) -> int:
     return number
 
 
-def temperature(text: str) -> float:
+def positive(text: str) -> float:
     """A finite number greater than 0."""
     number = _number(text)
     if not (number > 0 and math.isfinite(number)):
@@ -24,7 +24,7 @@ def temperature(text: str) -> float:
     return number
 
 
-def alpha(text: str) -> float:
+def fraction(text: str) -> float:
     """A number from 0 to 1."""
     number = _number(text)
     if not 0 <= number <= 1:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the losses that match logits or feature maps directly, validated once."""
+"""Options of the losses that torch's own operations serve, validated once."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from fastkd._option_checks import check_choice, check_type
-from fastkd._options import Reduction
+from fastkd._option_checks import check_choice, check_type, check_weight
+from fastkd._options import AtTemperature, Reduction
 
 ElementReduction = Literal["mean", "sum", "batchmean"]
 ExampleReduction = Literal["mean", "sum"]
@@ -26,6 +26,35 @@ class LogitMSEOptions:
         check_type(self.FUNCTION, "dim", self.dim, int)
         check_type(self.FUNCTION, "zero_mean", self.zero_mean, bool)
         check_choice(self.FUNCTION, "reduction", self.reduction, get_args(Reduction))
+
+
+@dataclass(frozen=True, slots=True)
+class DISTOptions(AtTemperature):
+    """Of `dist_loss`."""
+
+    temperature: float = 1.0
+    beta: float = 1.0
+    gamma: float = 1.0
+    dim: int = -1
+    temperature_squared: bool = True
+
+    FUNCTION: ClassVar = "dist_loss"
+
+    def __post_init__(self) -> None:
+        self.check_temperature(self.FUNCTION)
+        check_weight(self.FUNCTION, "beta", self.beta)
+        check_weight(self.FUNCTION, "gamma", self.gamma)
+        check_type(self.FUNCTION, "dim", self.dim, int)
+
+    @property
+    def inter_factor(self) -> float:
+        """What multiplies the relation between classes."""
+        return self.beta * self.soft_factor
+
+    @property
+    def intra_factor(self) -> float:
+        """What multiplies the relation within classes."""
+        return self.gamma * self.soft_factor
 
 
 @dataclass(frozen=True, slots=True)

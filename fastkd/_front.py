@@ -102,6 +102,13 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
+def is_seen_by_autograd_alone(*tensors: Tensor | None) -> bool:
+    """Whether an autograd function of torch's operations may serve, of any device and dtype."""
+    if torch.compiler.is_compiling() or in_transform():
+        return False
+    return all(tensor is None or type(tensor) in _PLAIN_TYPES for tensor in tensors)
+
+
 def in_transform() -> bool:
     """Whether something must see every operation: functorch, a mode, forward-mode AD, a trace."""
     return bool(

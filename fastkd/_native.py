@@ -11,6 +11,8 @@ from fastkd._native_module import Described, NativeModule
 
 # The codes of csrc/core/dtype.h and csrc/core/logit_args.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# Of csrc/losses/divergence.h.
+DIVERGENCE_CODES = {"forward_kl": 0, "reverse_kl": 1, "js": 2, "tv": 3, "decoupled": 4}
 REDUCTION_CODES = {"none": 0, "sum": 1, "mean": 2, "batchmean": 3}
 # Of csrc/core/pair_args.h.
 CRITERION_CODES = {"smooth_l1": 0, "l1": 1, "l2": 2}
@@ -172,6 +174,20 @@ def attention_transfer_gradient(
         _describe(grad),
         *_queue(student),
     )
+
+
+def may_overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors may have bytes in common: False is certain."""
+    first, last = _extent(one)
+    other_first, other_last = _extent(other)
+    return first < other_last and other_first < last
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte and behind the last."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    elements = 1 + sum((size - 1) * step for size, step in sizes) if tensor.numel() else 0
+    return tensor.data_ptr(), tensor.data_ptr() + elements * tensor.element_size()
 
 
 def _queue(tensor: Tensor) -> tuple[int, int]:

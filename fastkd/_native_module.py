@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 # csrc/bindings/module.cpp has the same number. Raise both where a function of the modules, its
 # arguments or a code that it takes changes: what was built in place before stays where it is.
-INTERFACE = 2
+INTERFACE = 4
 
 Described = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
@@ -19,7 +19,14 @@ class NativeModule(Protocol):
     def __hash__(self) -> int: ...
 
     def KdLossOptions(  # noqa: N802 - a C++ struct
-        self, temperature: float, soft_weight: float, hard_weight: float, label_smoothing: float
+        self,
+        temperature: float,
+        soft_weight: float,
+        hard_weight: float,
+        label_smoothing: float,
+        divergence: int,
+        beta: float,
+        target_weight: float,
     ) -> Any: ...
 
     def RowOptions(self, reduction: int, ignore_index: int) -> Any: ...  # noqa: N802

@@ -35,11 +35,18 @@ def check_weight(function: str, name: str, value: Any) -> None:
     check_real(function, name, value, ">= 0 and finite", lambda x: 0 <= x < math.inf)
 
 
-def check_type(function: str, name: str, value: Any, wanted: type) -> None:
-    """Check an integer or a truth value."""
+def check_type(function: str, name: str, value: Any, wanted: type, word: str = "") -> None:
+    """Check an integer or a truth value; `word`: what may stand in its place."""
     types = _INTEGER if wanted is int else wanted
     if not isinstance(value, types) or (wanted is int and isinstance(value, bool)):
-        raise TypeError(f"{function}: {name} must be {wanted.__name__}, got {_describe(value)}")
+        kinds = f"{wanted.__name__} or {word!r}" if word else wanted.__name__
+        raise TypeError(f"{function}: {name} must be {kinds}, got {_describe(value)}")
+
+
+def check_ignore_index(function: str, value: Any) -> None:
+    """Check the target value of rows that do not count."""
+    check_type(function, "ignore_index", value, int)
+    check_real(function, "ignore_index", value, "an int64", lambda x: -(1 << 63) <= x < 1 << 63)
 
 
 def check_choice(function: str, name: str, value: Any, choices: tuple[str, ...]) -> None:

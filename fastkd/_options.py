@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of kd_loss, as the layers below the public function pass them on."""
+"""Arguments of the losses of rows of logits, as the layers below the public functions pass them."""
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from fastkd._option_checks import check_choice, check_real, check_type
-
-_2_63 = 1 << 63
+from fastkd._option_checks import check_choice, check_ignore_index, check_real, check_type
 
 Reduction = Literal["none", "sum", "mean", "batchmean"]
-Divergence = Literal["forward_kl"]
+Divergence = Literal["forward_kl", "reverse_kl", "js", "tv"]
 
 
 class KDLossInputs(NamedTuple):
-    """The arguments of `kd_loss` that change from call to call; see there for their meaning."""
+    """The arguments that change from call to call; see `kd_loss` for their meaning."""
 
     student: Tensor
     teacher: Tensor
@@ -31,40 +29,106 @@ class KDLossInputs(NamedTuple):
         return KDLossInputs(student, teacher.detach(), target, weight, num_items)
 
 
+class AtTemperature:
+    """Of options of a loss of softmax(logits / T)."""
+
+    __slots__ = ()
+    temperature: float
+    temperature_squared: bool
+
+    def check_temperature(self, function: str) -> None:
+        """Check both fields; beyond these bounds T^2 or 1 / T leave float32."""
+        rule = "in [1e-6, 1e6]"
+        check_real(function, "temperature", self.temperature, rule, lambda x: 1e-6 <= x <= 1e6)
+        check_type(function, "temperature_squared", self.temperature_squared, bool)
+
+    @property
+    def soft_factor(self) -> float:
+        """What multiplies a divergence: T^2 or 1."""
+        return self.temperature**2 if self.temperature_squared else 1.0
+
+
+class RowOptions(AtTemperature):
+    """Of options of a loss of rows of logits."""
+
+    __slots__ = ()
+    dim: int
+    ignore_index: int
+    reduction: Reduction
+    inplace: bool
+
+    def check_rows(self, function: str) -> None:
+        """Check these fields, and those of the temperature."""
+        self.check_temperature(function)
+        check_type(function, "dim", self.dim, int)
+        check_ignore_index(function, self.ignore_index)
+        check_choice(function, "reduction", self.reduction, get_args(Reduction))
+        check_type(function, "inplace", self.inplace, bool)
+
+
 @dataclass(frozen=True, slots=True)
-class KDLossOptions:
+class KDLossOptions(RowOptions):
     """The other arguments of `kd_loss`, validated once."""
 
     temperature: float = 1.0
     alpha: float = 0.5
     divergence: Divergence = "forward_kl"
+    beta: float = 0.5
     dim: int = -1
     ignore_index: int = -100
     label_smoothing: float = 0.0
     reduction: Reduction = "mean"
     temperature_squared: bool = True
     common_vocab: bool = False
+    standardize_logits: bool = False
+    inplace: bool = False
+    function: str = field(default="kd_loss", repr=False)  # that a message names
 
     def __post_init__(self) -> None:
-        # Beyond these bounds T^2 or 1 / T leave float32.
+        name = self.function
+        self.check_rows(name)
+        check_real(name, "alpha", self.alpha, "in [0, 1]", lambda x: 0 <= x <= 1)
+        check_choice(name, "divergence", self.divergence, get_args(Divergence))
+        # Between an end and 1e-6 from it the mixture would lose a side to float32.
         check_real(
-            "kd_loss", "temperature", self.temperature, "in [1e-6, 1e6]", lambda x: 1e-6 <= x <= 1e6
+            name,
+            "beta",
+            self.beta,
+            "0, 1 or in [1e-6, 1 - 1e-6]",
+            lambda x: x in (0, 1) or 1e-6 <= x <= 1 - 1e-6,
         )
-        check_real("kd_loss", "alpha", self.alpha, "in [0, 1]", lambda x: 0 <= x <= 1)
         check_real(
-            "kd_loss", "label_smoothing", self.label_smoothing, "in [0, 1]", lambda x: 0 <= x <= 1
+            name, "label_smoothing", self.label_smoothing, "in [0, 1]", lambda x: 0 <= x <= 1
         )
-        check_choice("kd_loss", "divergence", self.divergence, get_args(Divergence))
-        check_choice("kd_loss", "reduction", self.reduction, get_args(Reduction))
-        check_type("kd_loss", "dim", self.dim, int)
-        check_type("kd_loss", "ignore_index", self.ignore_index, int)
-        check_real(
-            "kd_loss", "ignore_index", self.ignore_index, "an int64", lambda x: -_2_63 <= x < _2_63
-        )
-        check_type("kd_loss", "temperature_squared", self.temperature_squared, bool)
-        check_type("kd_loss", "common_vocab", self.common_vocab, bool)
+        check_type(name, "common_vocab", self.common_vocab, bool)
+        check_type(name, "standardize_logits", self.standardize_logits, bool)
 
     @property
-    def soft_factor(self) -> float:
-        """What multiplies the divergence: T^2 or 1."""
-        return self.temperature**2 if self.temperature_squared else 1.0
+    def formula(self) -> Divergence:
+        """The divergence by whose formula it is computed: "js" is a KL at both ends of beta."""
+        if self.divergence != "js" or 0 < self.beta < 1:
+            return self.divergence
+        return "forward_kl" if self.beta == 0 else "reverse_kl"
+
+
+@dataclass(frozen=True, slots=True)
+class DecoupledKDLossOptions(RowOptions):
+    """The other arguments of `decoupled_kd_loss`, validated once."""
+
+    temperature: float = 4.0
+    alpha: float = 1.0
+    beta: float = 8.0
+    hard_weight: float = 0.0
+    dim: int = -1
+    ignore_index: int = -100
+    reduction: Reduction = "mean"
+    temperature_squared: bool = True
+    inplace: bool = False
+
+    function: ClassVar = "decoupled_kd_loss"
+
+    def __post_init__(self) -> None:
+        self.check_rows(self.function)
+        for name in ("alpha", "beta", "hard_weight"):
+            rule = "in [0, 1e6]"
+            check_real(self.function, name, getattr(self, name), rule, lambda x: 0 <= x <= 1e6)

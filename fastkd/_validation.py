@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkd._options import KDLossInputs, KDLossOptions
+from fastkd._options import DecoupledKDLossOptions, KDLossInputs, KDLossOptions
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -25,13 +25,22 @@ def check_kd_loss(inputs: KDLossInputs, options: KDLossOptions) -> None:
         check_num_items("kd_loss", num_items, options.reduction, student)
 
 
+def check_decoupled_kd_loss(inputs: KDLossInputs, options: DecoupledKDLossOptions) -> None:
+    """Check the same of a call of decoupled_kd_loss."""
+    student, teacher, target, sample_weight, num_items = inputs
+    function, dim = options.function, options.dim
+    rest = sample_weight, num_items, options.reduction
+    dim = check_weighted_logits(function, student, teacher, dim, *rest)
+    check_target(function, target, student, dim)
+
+
 def check_logits(
     function: str, student: Tensor, teacher: Tensor, dim: int, same_classes: bool = True
 ) -> int:
     """Check a pair of logits and return the class dimension counted from the front."""
-    _check_floating(function, "student_logits", student)
-    _check_floating(function, "teacher_logits", teacher)
-    _check_device(function, "teacher_logits", teacher, student)
+    check_floating(function, "student_logits", student)
+    check_floating(function, "teacher_logits", teacher)
+    check_device(function, "teacher_logits", teacher, student)
     rank = student.ndim
     if rank == 0:
         raise ValueError(f"{function}: student_logits must have a class dimension, got a scalar")
@@ -68,19 +77,37 @@ def check_weighted_logits(
     sample_weight: Tensor | None,
     num_items: Any,
     reduction: str,
+) -> int:
+    """Check a pair of logits, weights of their rows, and the denominator; return `dim` >= 0."""
+    dim = _check_same_logits(function, student, teacher, dim)
+    if sample_weight is not None:
+        check_sample_weight(function, sample_weight, student, dim)
+    if num_items is not None:
+        check_num_items(function, num_items, reduction, student)
+    return dim
+
+
+def check_masked_logits(
+    function: str, student: Tensor, teacher: Tensor, dim: int, mask: Tensor | None
 ) -> None:
-    """Check a pair of logits, weights of their rows, and the denominator."""
+    """Check a pair of logits, and which of their rows count."""
+    dim = _check_same_logits(function, student, teacher, dim)
+    if mask is not None:
+        check_tensor(function, "mask", mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{function}: mask must be bool, got {mask.dtype}")
+        _check_rows(function, "mask", mask, student, dim)
+
+
+def _check_same_logits(function: str, student: Tensor, teacher: Tensor, dim: int) -> int:
+    """Of a loss without common_vocab."""
     _check_pair(function, ("student_logits", "teacher_logits"), student, teacher)
     if student.shape != teacher.shape:
         raise ValueError(
             f"{function}: teacher_logits must have the student's shape {tuple(student.shape)}, "
             f"got {tuple(teacher.shape)}"
         )
-    dim = check_logits(function, student, teacher, dim)
-    if sample_weight is not None:
-        check_sample_weight(function, sample_weight, student, dim)
-    if num_items is not None:
-        check_num_items(function, num_items, reduction, student)
+    return check_logits(function, student, teacher, dim)
 
 
 def check_embeddings(function: str, student: Tensor, teacher: Tensor) -> None:
@@ -126,9 +153,9 @@ def check_maps(function: str, student: Tensor, teacher: Tensor, interpolate: boo
 
 
 def _check_pair(function: str, names: tuple[str, str], student: Tensor, teacher: Tensor) -> None:
-    _check_floating(function, names[0], student)
-    _check_floating(function, names[1], teacher)
-    _check_device(function, names[1], teacher, student)
+    check_floating(function, names[0], student)
+    check_floating(function, names[1], teacher)
+    check_device(function, names[1], teacher, student)
 
 
 def _check_batch(function: str, names: tuple[str, str], student: Tensor, teacher: Tensor) -> None:
@@ -173,8 +200,8 @@ def check_layer_pairs(function: str, student: Any, teacher: Any) -> None:
             )
         for layer, maps in enumerate(pair):
             names = ("student_features[0]", f"{name}[{layer}]")
-            _check_floating(function, names[1], maps)
-            _check_device(function, names[1], maps, student[0])
+            check_floating(function, names[1], maps)
+            check_device(function, names[1], maps, student[0])
             if maps.ndim != 4:
                 raise ValueError(
                     f"{function}: {names[1]} must have shape (N, C, H, W), got {tuple(maps.shape)}"
@@ -188,7 +215,18 @@ def check_layer_pairs(function: str, student: Any, teacher: Any) -> None:
             )
 
 
-def check_target(function: str, target: Tensor, student: Tensor, dim: int) -> None:
+def check_not_leaf(function: str, student: Tensor) -> None:
+    """Check logits whose memory the gradient is to take."""
+    base = student if student._base is None else student._base
+    if student.requires_grad and (student.is_leaf or (base.is_leaf and base.requires_grad)):
+        raise ValueError(
+            f"{function}: with inplace=True student_logits must be the output of an operation, "
+            f"got a leaf{'' if student.is_leaf else ' (seen through a view)'} that requires a "
+            "gradient, whose values would be lost"
+        )
+
+
+def check_target(function: str, target: Any, student: Tensor, dim: int) -> None:
     """Check class indices against the logits they belong to; the kernel checks their range."""
     check_tensor(function, "target", target)
     if target.dtype != torch.int64:
@@ -198,7 +236,7 @@ def check_target(function: str, target: Tensor, student: Tensor, dim: int) -> No
 
 def check_sample_weight(function: str, weight: Tensor, student: Tensor, dim: int) -> None:
     """Check per-row weights."""
-    _check_floating(function, "sample_weight", weight)
+    check_floating(function, "sample_weight", weight)
     _check_rows(function, "sample_weight", weight, student, dim)
 
 
@@ -217,7 +255,7 @@ def check_num_items(function: str, num_items: Any, reduction: str, student: Tens
                 f"got shape {tuple(num_items.shape)} of {num_items.dtype}"
             )
         if num_items.device not in (student.device, torch.device("cpu")):
-            _check_device(function, "num_items", num_items, student)
+            check_device(function, "num_items", num_items, student)
         return
     if isinstance(num_items, bool) or not isinstance(num_items, int | torch.SymInt):
         raise TypeError(
@@ -263,7 +301,7 @@ def check_tensor(function: str, name: str, value: Any) -> None:
         raise TypeError(f"{function}: {name} must be a dense tensor, got layout {value.layout}")
 
 
-def _check_floating(function: str, name: str, value: Any) -> None:
+def check_floating(function: str, name: str, value: Any) -> None:
     check_tensor(function, name, value)
     if value.dtype not in FLOATING:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
@@ -271,7 +309,7 @@ def _check_floating(function: str, name: str, value: Any) -> None:
 
 
 def _check_rows(function: str, name: str, value: Tensor, student: Tensor, dim: int) -> None:
-    _check_device(function, name, value, student)
+    check_device(function, name, value, student)
     rows = _without(student.shape, dim)
     if value.shape != rows:
         raise ValueError(
@@ -280,7 +318,7 @@ def _check_rows(function: str, name: str, value: Tensor, student: Tensor, dim: i
         )
 
 
-def _check_device(function: str, name: str, value: Tensor, student: Tensor) -> None:
+def check_device(function: str, name: str, value: Tensor, student: Tensor) -> None:
     if value.device != student.device:
         raise ValueError(
             f"{function}: {name} must be on the student's device {student.device}, "

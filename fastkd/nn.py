@@ -4,9 +4,12 @@
 from fastkd.losses.attention_transfer_loss import AttentionTransferLoss
 from fastkd.losses.correlation_loss import CorrelationLoss
 from fastkd.losses.cosine_similarity_loss import CosineSimilarityLoss
+from fastkd.losses.decoupled_kd_loss import DecoupledKDLoss
+from fastkd.losses.dist_loss import DISTLoss
 from fastkd.losses.fsp_loss import FSPLoss
 from fastkd.losses.hint_loss import HintLoss, HintRegressor
 from fastkd.losses.kd_loss import KDLoss
+from fastkd.losses.linear_kd_loss import LinearKDLoss
 from fastkd.losses.logit_mse_loss import LogitMSELoss
 from fastkd.losses.nst_loss import NSTLoss
 from fastkd.losses.pkt_loss import PKTLoss
@@ -19,10 +22,13 @@ __all__ = [
     "AttentionTransferLoss",
     "CorrelationLoss",
     "CosineSimilarityLoss",
+    "DISTLoss",
+    "DecoupledKDLoss",
     "FSPLoss",
     "HintLoss",
     "HintRegressor",
     "KDLoss",
+    "LinearKDLoss",
     "LogitMSELoss",
     "NSTLoss",
     "PKTLoss",

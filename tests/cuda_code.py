@@ -81,7 +81,7 @@ def read_instructions(lines: Iterable[str], kernels: Kernels) -> None:
 
 
 def readable(mangled: Iterable[str]) -> dict[str, str]:
-    """Names as in rows_in_registers<KdLoss<4, true>, BFloat16, 16, (Scope)2>."""
+    """Names as in rows_in_registers<KdLoss<ForwardKl, 4, true>, BFloat16, 16, (Scope)2>."""
     names = sorted(set(mangled))
     plain = subprocess.run(
         ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True

@@ -1,13 +1,136 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The relational and feature losses as people write them: what benchmarks compare with.
+"""The losses as people write them: what benchmarks compare with.
 
-Each is the authors' code, or RepDistiller's, which most training code has from them, with default
-options and as a function of the tensors.
+Of logits, as most training code has them. The others are the authors' code, or RepDistiller's,
+which most training code has from them, with default options and as a function of the tensors.
 """
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+def eager_kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    dim: int,
+    temperature: float,
+    alpha: float,
+    reduction: str,
+    divergence: str = "forward_kl",
+) -> Tensor:
+    """The loss as most training code has it, both terms summed over rows and divided by N."""
+    assert reduction == "batchmean"
+    log_q = functional.log_softmax(student / temperature, dim)
+    soft = _EAGER_DIVERGENCES[divergence](log_q, teacher / temperature, dim) / len(student)
+    hard = functional.cross_entropy(student.movedim(dim, 1), target, reduction="sum") / len(student)
+    return soft * temperature * temperature * alpha + hard * (1 - alpha)
+
+
+def _eager_kl(log_q: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    return functional.kl_div(log_q, functional.softmax(teacher, dim), reduction="sum")
+
+
+def _eager_reverse_kl(log_q: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    log_p = functional.log_softmax(teacher, dim)
+    return functional.kl_div(log_p, log_q, reduction="sum", log_target=True)
+
+
+def _eager_js(log_q: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    log_p = functional.log_softmax(teacher, dim)
+    half = math.log(0.5)  # TRL's, with beta = 0.5
+    log_m = torch.logsumexp(torch.stack([log_q + half, log_p + half]), 0)
+    of_teacher = functional.kl_div(log_m, log_p, reduction="sum", log_target=True)
+    of_student = functional.kl_div(log_m, log_q, reduction="sum", log_target=True)
+    return (of_teacher + of_student) / 2
+
+
+def _eager_tv(log_q: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    return (functional.softmax(teacher, dim) - log_q.exp()).abs().sum() / 2
+
+
+_EAGER_DIVERGENCES = {
+    "forward_kl": _eager_kl,
+    "reverse_kl": _eager_reverse_kl,
+    "js": _eager_js,
+    "tv": _eager_tv,
+}
+
+
+def eager_standardized_kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    dim: int,
+    temperature: float,
+    alpha: float,
+    reduction: str,
+    standardize_logits: bool,
+) -> Tensor:
+    """The same with the authors' z-scores, Sun et al. 2024."""
+    assert reduction == "batchmean" and standardize_logits  # noqa: PT018
+
+    def normalize(logits: Tensor) -> Tensor:
+        deviation = logits.std(dim=dim, keepdim=True)
+        return (logits - logits.mean(dim=dim, keepdim=True)) / (1e-7 + deviation)
+
+    log_q = functional.log_softmax(normalize(student) / temperature, dim)
+    soft = _eager_kl(log_q, normalize(teacher) / temperature, dim) / len(student)
+    hard = functional.cross_entropy(student.movedim(dim, 1), target, reduction="sum") / len(student)
+    return soft * temperature * temperature * alpha + hard * (1 - alpha)
+
+
+def eager_decoupled_kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    dim: int,
+    temperature: float,
+    alpha: float,
+    beta: float,
+    reduction: str,
+) -> Tensor:
+    """As in the authors' code, Zhao et al. 2022: the label's logit is hidden by taking 1000 off."""
+    assert reduction == "batchmean"
+    label = torch.zeros_like(student).scatter_(dim, target.unsqueeze(dim), 1).bool()
+    others = torch.ones_like(student).scatter_(dim, target.unsqueeze(dim), 0).bool()
+    q = functional.softmax(student / temperature, dim)
+    p = functional.softmax(teacher / temperature, dim)
+    of_student = torch.stack([(q * label).sum(dim), (q * others).sum(dim)]).log()
+    of_teacher = torch.stack([(p * label).sum(dim), (p * others).sum(dim)])
+    of_label = functional.kl_div(of_student, of_teacher, reduction="sum")
+    log_q = functional.log_softmax(student / temperature - 1000.0 * label, dim)
+    p_of_others = functional.softmax(teacher / temperature - 1000.0 * label, dim)
+    of_others = functional.kl_div(log_q, p_of_others, reduction="sum")
+    return (alpha * of_label + beta * of_others) * temperature**2 / len(student)
+
+
+def eager_linear_kd_loss(
+    student: Tensor,
+    student_weight: Tensor,
+    teacher: Tensor,
+    teacher_weight: Tensor,
+    target: Tensor,
+    *,
+    temperature: float,
+    alpha: float,
+) -> Tensor:
+    """The loss of whole logits, after the output layers of both."""
+    return eager_kd_loss(
+        student @ student_weight.t(),
+        teacher @ teacher_weight.t(),
+        target,
+        dim=-1,
+        temperature=temperature,
+        alpha=alpha,
+        reduction="batchmean",
+    )
 
 
 def eager_rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -118,6 +241,25 @@ def eager_fsp_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor
 def _flow(bottom: Tensor, top: Tensor) -> Tensor:
     bottom, top = bottom.unsqueeze(2), top.unsqueeze(1)
     return (bottom.flatten(3) * top.flatten(3)).mean(-1)
+
+
+def eager_dist_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    """Huang et al. 2022."""
+    q, p = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
+    between, within = 1 - _pearson(q, p).mean(), 1 - _pearson(q.t(), p.t()).mean()
+    return beta * temperature**2 * between + gamma * temperature**2 * within
+
+
+def _pearson(x: Tensor, y: Tensor, eps: float = 1e-8) -> Tensor:
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    correlation: Tensor = (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + eps)
+    return correlation
 
 
 def eager_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:

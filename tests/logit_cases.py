@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases of the losses of logits: kd_loss with its options."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from loss_case import BenchRow, Family, Geometry, Inputs, Kernels, LossCase
+from eager_losses import eager_kd_loss, eager_standardized_kd_loss
+from loss_case import BenchRow, Family, Geometry, Inputs, Kernels, LossCase, ideal_bytes
 from torch import Tensor
-from torch.nn import functional
 
 
 def make_logits(
@@ -32,7 +33,15 @@ def make_logits(
         return torch.randn(geometry.shape, **place).mul_(scale).to(dtype)
 
     student, teacher = normal(student_dtype), normal(teacher_dtype or student_dtype)
-    keywords: dict[str, Any] = {"dim": geometry.dim}
+    rest = make_row_keywords(geometry, place, hard=hard, weighted=weighted, ignored=ignored)
+    return Inputs((student, teacher), {"dim": geometry.dim, **rest})
+
+
+def make_row_keywords(
+    geometry: Geometry, place: dict[str, Any], *, hard: bool, weighted: bool, ignored: bool
+) -> dict[str, Any]:
+    """Targets and weights of the rows, from the generator and on the device of `place`."""
+    keywords: dict[str, Any] = {}
     if hard:
         target = torch.randint(0, geometry.classes, geometry.rows, **place)
         if ignored:
@@ -42,7 +51,7 @@ def make_logits(
         weight = torch.rand(geometry.rows, **place)
         weight[torch.rand(geometry.rows, **place) < 0.2] = 0
         keywords["sample_weight"] = weight
-    return Inputs((student, teacher), keywords)
+    return keywords
 
 
 def _soft_only(geometry: Geometry, *args: Any, **keywords: Any) -> Inputs:
@@ -59,33 +68,6 @@ def _ignored(geometry: Geometry, *args: Any, **keywords: Any) -> Inputs:
 
 def _soft_weighted(geometry: Geometry, *args: Any, **keywords: Any) -> Inputs:
     return make_logits(geometry, *args, hard=False, weighted=True, **keywords)
-
-
-def eager_kd_loss(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor,
-    *,
-    dim: int,
-    temperature: float,
-    alpha: float,
-    reduction: str,
-) -> Tensor:
-    """The loss as most training code has it, both terms summed over rows and divided by N."""
-    assert reduction == "batchmean"
-    soft = functional.kl_div(
-        functional.log_softmax(student / temperature, dim),
-        functional.softmax(teacher / temperature, dim),
-        reduction="batchmean",
-    )
-    hard = functional.cross_entropy(student.movedim(dim, 1), target, reduction="sum") / len(student)
-    return soft * temperature * temperature * alpha + hard * (1 - alpha)
-
-
-def kd_ideal_bytes(inputs: Inputs) -> int:
-    """Student and teacher read once, gradient written once."""
-    student, teacher = inputs.tensors
-    return 2 * student.numel() * student.element_size() + teacher.numel() * teacher.element_size()
 
 
 _FP32, _BF16 = torch.float32, torch.bfloat16
@@ -171,13 +153,42 @@ KD_LOSS = LossCase(
     eager_kd_loss,
     _KD_BENCH_ROWS,
     _KD_GPU_BENCH_ROWS,
-    kd_ideal_bytes,
+    ideal_bytes,
 )
 
 
 def _case(label: str, options: Mapping[str, Any], make_inputs: Callable[..., Inputs]) -> LossCase:
     return LossCase("kd_loss", label, options, make_inputs, LOGITS, _KD_KERNELS)
 
+
+def _divergence(name: str) -> LossCase:
+    """kd_loss with another divergence, measured where users of large vocabularies are."""
+    rows = tuple(
+        BenchRow(Geometry(shape, dim), dtype, most_threads_only=True)
+        for shape, dim in (((512, 32000), -1), ((8, 19, 256, 256), 1))
+        for dtype in (_FP32, _BF16)
+    )
+    return dataclasses.replace(
+        KD_LOSS,
+        label=name,
+        options={**KD_LOSS.options, "divergence": name},
+        bench_rows=rows,
+        gpu_bench_rows=tuple(BenchRow(Geometry((8192, 32000)), dtype) for dtype in (_BF16, _FP32)),
+    )
+
+
+# Around the kernels with torch's own operations, so measured and tested as those are.
+KD_STANDARDIZED = dataclasses.replace(
+    KD_LOSS,
+    label="standardized",
+    options={**KD_LOSS.options, "standardize_logits": True},
+    eager=eager_standardized_kd_loss,
+    bench_rows=tuple(
+        BenchRow(Geometry(shape), _FP32, most_threads_only=True)
+        for shape in ((128, 100), (512, 32000))
+    ),
+    gpu_bench_rows=(BenchRow(Geometry((8192, 32000)), _BF16),),
+)
 
 KD_CASES = (
     KD_LOSS,
@@ -203,4 +214,21 @@ KD_CASES = (
     _case("alpha1", {"temperature": 2.0, "alpha": 1.0}, make_logits),
     _case("alpha0", {"temperature": 2.0, "alpha": 0.0}, _ignored),
     _case("num-items", {"temperature": 4.0, "alpha": 0.9, "num_items": 37}, _ignored),
+    _divergence("reverse_kl"),
+    _case("reverse-t1", {"divergence": "reverse_kl", "alpha": 0.7}, _weighted),
+    _case(
+        "reverse-rows",
+        {"divergence": "reverse_kl", "temperature": 2.0, "reduction": "none"},
+        _soft_only,
+    ),
+    _divergence("js"),
+    _case("js-t1-smoothed", {"divergence": "js", "label_smoothing": 0.1}, make_logits),
+    _case(
+        "js-beta-rows",
+        {"divergence": "js", "beta": 0.1, "temperature": 3.0, "reduction": "none"},
+        _soft_weighted,
+    ),
+    _divergence("tv"),
+    _case("tv-t1", {"divergence": "tv", "alpha": 0.6}, _ignored),
+    _case("tv-rows", {"divergence": "tv", "temperature": 1.5, "reduction": "none"}, _soft_only),
 )

@@ -2,7 +2,7 @@
 """What a case is: one loss with one set of options, and the shapes it runs on."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastkd
 
-Kind = Literal["logits", "relations", "features"]
+Kind = Literal["logits", "layers", "relations", "features"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Geometry:
     shape: tuple[int, ...]
     dim: int = -1  # the classes of logits
     teacher: tuple[int, ...] | None = None
+    width: int | None = None  # of the hidden states, for a loss that computes the logits from them
 
     @property
     def classes(self) -> int:
@@ -35,7 +36,9 @@ class Geometry:
 
     def __str__(self) -> str:
         """Words for a test id or a table."""
-        text = "x".join(map(str, self.shape))
+        # rows x width x classes, as of a matrix product
+        width = () if self.width is None else (self.width,)
+        text = "x".join(map(str, (*self.shape[:-1], *width, *self.shape[-1:])))
         if self.teacher is not None:
             text += f"-of-{'x'.join(map(str, self.teacher))}"
         return text if self.dim == -1 else f"{text}-dim{self.dim}"
@@ -43,10 +46,21 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call; the first tensor gets the gradient."""
+    """Arguments of one call; the first tensors are learned."""
 
     tensors: tuple[Tensor, ...]
     keywords: Mapping[str, Any] = field(default_factory=dict)
+    learned: int = 1  # how many of the tensors get a gradient
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors that get a gradient."""
+        return self.tensors[: self.learned]
+
+    def with_gradient(self) -> "Inputs":
+        """The same values; what is learned are leaves that want a gradient."""
+        leaves = (tensor.detach().requires_grad_() for tensor in self.leaves)
+        return replace(self, tensors=(*leaves, *self.tensors[self.learned :]))
 
     def to(self, dtype: torch.dtype) -> "Inputs":
         """The same values, floating tensors in another dtype: float64 makes the oracle's inputs."""
@@ -58,13 +72,16 @@ class Inputs:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same with every tensor changed."""
-        return Inputs(
-            tuple(change(t) for t in self.tensors),
-            {
-                name: change(value) if isinstance(value, Tensor) else value
-                for name, value in self.keywords.items()
-            },
-        )
+        keywords = {
+            name: change(value) if isinstance(value, Tensor) else value
+            for name, value in self.keywords.items()
+        }
+        return replace(self, tensors=tuple(map(change, self.tensors)), keywords=keywords)
+
+
+def ideal_bytes(inputs: Inputs) -> int:
+    """Every tensor read once, the gradients written once."""
+    return sum(tensor.nbytes for tensor in (*inputs.tensors, *inputs.leaves))
 
 
 @dataclass(frozen=True)
@@ -123,13 +140,18 @@ class LossCase:
     eager: Callable[..., Tensor] | None = None
     bench_rows: tuple[BenchRow, ...] = ()
     gpu_bench_rows: tuple[BenchRow, ...] = ()
-    # Bytes that any implementation must move for these inputs: each logit read, gradient written.
+    # Bytes that any implementation must move for these inputs.
     ideal_bytes: Callable[[Inputs], int] | None = None
+    # A call that does what any implementation must and nothing else, where bytes don't set the
+    # time. Its buffers are made before it is timed, its results with every call.
+    floor: Callable[[Inputs], Callable[[], object]] | None = None
     work: Work | None = None
     # Numbers that the float64 reference holds: with too many, errors are taken on fewer rows.
     # None: some tensors like the student's.
     reference_numbers: Callable[[Geometry], int] | None = None
     in_pairs: bool = False  # tensors are passed two by two, as those of two layers
+    # Gradients in bfloat16 are sums of products that were rounded to it: they are rounded twice.
+    sums_products: bool = False
 
     def __str__(self) -> str:
         """The test id."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import eager_losses
 import torch
-from loss_case import BenchRow, Geometry, Inputs, LossCase, Work
+from loss_case import BenchRow, Geometry, LossCase, Work, ideal_bytes
 from torch import Tensor
 
 _FP32, _BF16 = torch.float32, torch.bfloat16
@@ -36,12 +36,6 @@ def with_bench(case: LossCase) -> LossCase:
         work=bench.work,
         reference_numbers=bench.reference_numbers,
     )
-
-
-def ideal_bytes(inputs: Inputs) -> int:
-    """Every tensor read once, the first one's gradient written once."""
-    sizes = [tensor.numel() * tensor.element_size() for tensor in inputs.tensors]
-    return sizes[0] + sum(sizes)
 
 
 def _numbers_of_triplets(geometry: Geometry) -> int:

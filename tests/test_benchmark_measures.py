@@ -11,6 +11,7 @@ import pytest
 import torch
 from benchmark_jobs import BEYOND_EAGER, ROOT, SMALL_JOB
 from cases import KD_LOSS, Geometry
+from linear_cases import LINEAR_KD_LOSS
 from torch import Tensor
 
 from benchmarks import machine, timing
@@ -158,3 +159,24 @@ def test_error_is_relative_to_the_truth() -> None:
     found = errors(case, inputs, {"right": step, "twice": twice})
     assert max(found["right"]) < 1e-6
     assert found["twice"] == pytest.approx((1.0, 1.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_error_is_that_of_the_worst_gradient(wrong: int) -> None:
+    inputs = LINEAR_KD_LOSS.make_inputs(LINEAR_KD_LOSS.geometry)
+    step = make_steps(LINEAR_KD_LOSS, inputs, ("fastkd",))["fastkd"]
+
+    def one_twice() -> tuple[Tensor, ...]:
+        return tuple(value * (2 if place == wrong else 1) for place, value in enumerate(step()))
+
+    found = errors(LINEAR_KD_LOSS, inputs, {"right": step, "wrong": one_twice})
+    assert max(found["right"]) < 1e-6
+    assert found["wrong"] == pytest.approx((found["right"][0], 1.0), rel=1e-5)
+
+
+def test_memory_counts_every_gradient() -> None:
+    inputs = LINEAR_KD_LOSS.make_inputs(Geometry((2, 500), width=300))
+    step = make_steps(LINEAR_KD_LOSS, inputs, ("fastkd",))["fastkd"]
+    gradients = sum(leaf.nbytes for leaf in inputs.leaves)
+    # A chunk of logits a side, and a few numbers a row.
+    assert gradients <= peak_tensor_bytes(step) <= gradients + 2 * 2 * 500 * 4 + 4096

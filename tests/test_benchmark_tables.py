@@ -14,7 +14,7 @@ from benchmark_jobs import BEYOND_EAGER, ROOT, SMALL_JOB, small_job
 from benchmarks import machine
 from benchmarks.measure import measure
 from benchmarks.plot import draw
-from benchmarks.report import render_markdown, render_summary
+from benchmarks.report import render_markdown, render_summary, save
 from benchmarks.results import Results, Row, results_from_json, to_json
 from benchmarks.run import main
 from benchmarks.text import byte_text, format_table, nanoseconds_text, time_text
@@ -65,6 +65,36 @@ def test_table_of_triplets_tells_their_time(results: Results, tmp_path: Path) ->
     paths = draw(mixed, tmp_path, "all")
     assert [path.name for path in paths] == ["all.png", "all-relations-features.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_table_of_layers_tells_what_their_products_take(results: Results, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    job = small_job("linear_kd_loss", (12, 8))
+    row = measure(job, threads=threads, rounds=2, providers=("fastkd", "eager"))
+    assert row.name == "12x128x8"
+    assert row.floor is not None
+    assert row.providers.keys() == {"fastkd", "eager"}
+    floor = dataclasses.replace(row.floor, median=row.providers["fastkd"].median / 1.25)
+    row = dataclasses.replace(row, floor=floor, others_busy=0.0)
+    mixed = dataclasses.replace(results, rows=(*results.rows, row))
+    text = render_markdown(mixed)
+    assert "Products alone: the matrix products" in text
+    assert "in student-sized [N, V] logits" in text
+    for table in (text, render_summary(mixed)):
+        line = next(line for line in table.splitlines() if line.startswith("| 12x128x8"))
+        assert f"{time_text(floor.median)} |" in line
+        assert "| 1.25 |" in " ".join(line.split())
+        headers = [line for line in table.splitlines() if "vs eager" in line]
+        assert ["products alone | fastkd / products" in each for each in headers] == [False, True]
+    alone = measure(job, threads=threads, rounds=1, providers=("eager",), only_time=True)
+    assert alone.over_floor is None
+    assert results_from_json(json.loads(json.dumps(to_json(mixed)))) == mixed
+    paths = save(mixed, tmp_path, "all")
+    with paths[1].open(newline="") as file:
+        floors = [line["floor_median"] for line in csv.DictReader(file)]
+    assert floors == ["", "", str(floor.median), str(floor.median)]
+    (path,) = draw(mixed, tmp_path, "all")
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_row_holds_all_figures(results: Results) -> None:

@@ -7,13 +7,15 @@ import pytest
 import torch
 from benchmark_jobs import BEYOND_EAGER, SMALL_JOB, small_job
 from cases import CASES, Geometry, LossCase
+from linear_cases import LINEAR_KD_LOSS, four_products
+from torch.utils.flop_counter import FlopCounterMode
 from torch_cases import TORCH_CASES
 
 import fastkd
 from benchmarks.mapped import is_wanted
 from benchmarks.measure import MAPPED_SHAPES, find_jobs, measure
-from benchmarks.providers import with_gradient
 from benchmarks.run import run
+from benchmarks.tables import STYLES
 
 BENCHED = [case for case in (*CASES, *TORCH_CASES) if case.bench_rows]
 
@@ -22,7 +24,7 @@ BENCHED = [case for case in (*CASES, *TORCH_CASES) if case.bench_rows]
 def test_eager_code_is_the_same_loss(case: LossCase) -> None:
     """Else its time says nothing."""
     for geometry in {shrunk(row.geometry) for row in case.bench_rows}:
-        inputs = with_gradient(case.make_inputs(geometry).to(torch.float64))
+        inputs = case.make_inputs(geometry).to(torch.float64).with_gradient()
         assert case.eager is not None
         eager = case.eager(*case.arguments(inputs), **inputs.keywords, **case.options)
         truth = case.run_reference(inputs)
@@ -39,6 +41,24 @@ def test_benched_case_has_what_the_table_needs(case: LossCase) -> None:
     assert case.eager is not None
     assert case.ideal_bytes is not None
     assert case.ideal_bytes(case.make_inputs(shrunk(case.bench_rows[0].geometry))) > 0
+
+
+@pytest.mark.parametrize("case", BENCHED, ids=str)
+def test_floor_is_of_a_kind_that_shows_it(case: LossCase) -> None:
+    assert (case.floor is not None) == bool(STYLES[case.family.kind].floor)
+
+
+def test_floor_of_layers_is_their_four_products() -> None:
+    rows, width, classes = 6, 5, 11
+    inputs = LINEAR_KD_LOSS.make_inputs(Geometry((rows, classes), width=width))
+    call = four_products(inputs)
+    with FlopCounterMode(display=False) as counter:
+        found = call()
+    assert counter.get_total_flops() == 4 * 2 * rows * width * classes
+    student = inputs.with_gradient()
+    hidden, weight = student.leaves
+    (hidden @ weight.t()).square().sum().div(2).backward()  # whose gradient are the logits
+    torch.testing.assert_close(found, (hidden.grad, weight.grad))
 
 
 def test_every_public_loss_is_benched() -> None:

@@ -26,8 +26,11 @@ from cuda_code import (
     static_shared,
 )
 
-# Loss, type, classes a thread, and which threads share a row: 2 a block, 3 a cluster.
-IN_REGISTERS = re.compile(r"rows_in_registers<KdLoss<(\d), (\w+)>, (\w+), (\d+), \(Scope\)(\d)>")
+# Loss and divergence, temperature, hard term, type, classes a thread, and which threads share a
+# row: 2 a block, 3 a cluster.
+IN_REGISTERS = re.compile(
+    r"rows_in_registers<(KdLoss<\w+, |DecoupledKdLoss<)(\d), (\w+)>, (\w+), (\d+), \(Scope\)(\d)>"
+)
 CLUSTER, FIRST_WITH_CLUSTERS = 3, 90
 
 
@@ -49,13 +52,20 @@ class Row:
     """A kernel that keeps rows in registers, by its name."""
 
     def __init__(self, name: re.Match[str]) -> None:
-        power, hard, dtype, items, scope = name.groups()
-        self.loss = f"KdLoss<{power}, {hard}> of {dtype}"
+        loss, power, hard, dtype, items, scope = name.groups()
+        self.loss = f"{loss}{power}, {hard}> of {dtype}"
+        self.refines = "AnyRefining" in loss
         self.items, self.scope = int(items), int(scope)
         self.vectors = self.items * (4 if dtype == "float" else 2) // 16
         # A power of the student's exponential is the hard term's, if the temperature is 1, 2 or 4.
         # Else it has its own; three a class don't fit the registers, and the gradient repeats them.
-        self.exps = 6 if power == "0" and hard == "true" else 2
+        own = power == "0" and hard == "true"
+        self.exps = 6 if own else 2
+        if self.refines:  # they repeat them twice, the hard term's once
+            self.exps = 8 if own else 6
+        elif own and "ReverseKl" in loss:  # its gradient asks nothing of the teacher's
+            self.exps = 5
+        self.exps_aside = 16 if loss == "DecoupledKdLoss<" else 0  # a row's, of its label
 
 
 def rows_in_registers(kernels: Kernels) -> list[tuple[str, Row, Code]]:
@@ -69,12 +79,12 @@ def rows_in_registers(kernels: Kernels) -> list[tuple[str, Row, Code]]:
 
 
 def wasting_exps(kernels: Kernels) -> list[str]:
-    """Other than so many a class, and fewer than one a class more for merging sums."""
+    """Other than so many a class, and fewer than one a class more for what is done once a row."""
     return [
         f"{name}: {count} for {row.items} classes"
         for name, row, code in rows_in_registers(kernels)
         for count in [code.count(r"MUFU\.EX2")]
-        if not row.exps * row.items <= count < (row.exps + 1) * row.items
+        if not row.exps * row.items <= count < (row.exps + 1) * row.items + row.exps_aside
     ]
 
 
@@ -89,9 +99,11 @@ def narrow(kernels: Kernels) -> list[str]:
 
 
 def dividing(kernels: Kernels) -> list[str]:
-    """A row divides so often, however many classes a thread has: 8 to 32."""
+    """A row divides so often, however many classes a thread has, 8 to 32; to refine divides."""
     counts: dict[str, list[int]] = {}
     for name, row, code in rows_in_registers(kernels):
+        if row.refines:
+            continue
         counts.setdefault(f"{row.loss} on {name.split()[-1]}", []).append(code.count(r"MUFU\.RCP"))
     return [f"{name}: {found}" for name, found in counts.items() if max(found) - min(found) >= 8]
 
@@ -172,7 +184,8 @@ def row_kernel(items: int = 16, registers: int = 64, **instructions: int) -> Ker
     names = {"EX2": "MUFU.EX2", "LDG": "LDG.E.128", "STG": "STG.E.128.SYS", "RCP": "MUFU.RCP"}
     code = Code(registers)
     code.instructions.update({names[key]: count for key, count in counts.items()})
-    return {(f"rows_in_registers<KdLoss<4, true>, BFloat16, {items}, (Scope)2>", 80): code}
+    name = f"rows_in_registers<KdLoss<ForwardKl, 4, true>, BFloat16, {items}, (Scope)2>"
+    return {(name, 80): code}
 
 
 def test_reader_takes_in_resources_and_instructions() -> None:
@@ -185,11 +198,11 @@ def test_reader_takes_in_resources_and_instructions() -> None:
 @pytest.mark.skipif(not shutil.which("c++filt"), reason="there is no c++filt")
 def test_names_are_readable() -> None:
     mangled = (
-        "_ZN6fastkd4cuda17rows_in_registersINS_6KdLossILi4ELb1EEENS_8BFloat16ELi16ELNS0_5ScopeE2E"
-        "EEvNS0_7RowCallIT_EEii"
+        "_ZN6fastkd4cuda17rows_in_registersINS_6KdLossINS_9ForwardKlELi4ELb1EEENS_8BFloat16ELi16E"
+        "LNS0_5ScopeE2EEEvNS0_7RowCallIT_EEii"
     )
     name = readable([mangled])[mangled]
-    assert name == "rows_in_registers<KdLoss<4, true>, BFloat16, 16, (Scope)2>"
+    assert name == "rows_in_registers<KdLoss<ForwardKl, 4, true>, BFloat16, 16, (Scope)2>"
     assert IN_REGISTERS.fullmatch(name)
 
 

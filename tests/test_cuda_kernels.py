@@ -5,16 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import KD_LOSS, LOGIT_CASES, Geometry, Inputs, LossCase
-from conftest import EMULATOR_RUNS_HERE, emulated_cuda
+from cases import DECOUPLED_KD_LOSS, KD_LOSS, LOGIT_CASES, Geometry, Inputs, LossCase
+from conftest import EMULATOR_RUNS_HERE, NO_EMULATOR, emulated_cuda
 from test_values import BF16, F16, F32, assert_matches_truth, value_and_grad
 from torch import Tensor
 
 import fastkd
 
-pytestmark = pytest.mark.skipif(
-    not EMULATOR_RUNS_HERE, reason="the emulator is built on x86-64 Linux, in the source tree"
-)
+pytestmark = pytest.mark.skipif(not EMULATOR_RUNS_HERE, reason=NO_EMULATOR)
 
 ORDERS: dict[str, dict[str, Any]] = {
     "round-robin": {"order": "round_robin"},
@@ -57,6 +55,7 @@ MIXED_KERNELS = [
 ]
 SMOOTHED = next(case for case in LOGIT_CASES if case.label == "t3.5-smoothed")
 WEIGHTED = next(case for case in LOGIT_CASES if case.label == "t4-smoothed-rows")
+DECOUPLED_HARD = next(case for case in LOGIT_CASES if case.label == "t3-hard-rows")
 
 
 def kernel_ids(value: object) -> str:
@@ -85,13 +84,23 @@ def test_every_kernel_in_every_order(
         assert kernel in module.launched()
 
 
+@pytest.mark.parametrize(("kernel", "capability", "geometry"), KERNELS, ids=kernel_ids)
+def test_every_kernel_hides_the_label_in_every_order(
+    order: dict[str, Any], kernel: str, capability: int, geometry: Geometry
+) -> None:
+    with emulated_cuda(capability=capability, **order) as module:
+        for case, dtype in ((DECOUPLED_KD_LOSS, F32), (DECOUPLED_HARD, BF16)):
+            assert_matches_truth(case, case.make_inputs(geometry, dtype))
+        assert kernel in module.launched()
+
+
 @pytest.mark.parametrize("dtypes", [(BF16, F32), (F32, F16), (F16, BF16)], ids=kernel_ids)
 @pytest.mark.parametrize(("kernel", "geometry"), MIXED_KERNELS, ids=kernel_ids)
 def test_every_kernel_of_mixed_types_in_every_order(
     order: dict[str, Any], kernel: str, geometry: Geometry, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
     with emulated_cuda(capability=90, **order) as module:
-        for case in (KD_LOSS, SMOOTHED, WEIGHTED):
+        for case in (KD_LOSS, SMOOTHED, WEIGHTED, DECOUPLED_HARD):
             assert_matches_truth(case, case.make_inputs(geometry, *dtypes))
         assert kernel in module.launched()
 

@@ -5,13 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EMULATOR_RUNS_HERE
 from test_cuda_kernels import kernel_ids
 from test_values import BF16, F16, F32
-
-pytestmark = pytest.mark.skipif(
-    not EMULATOR_RUNS_HERE, reason="the emulator is built on x86-64 Linux, in the source tree"
-)
 
 CHIPS = {
     75: (1, 64 << 10),

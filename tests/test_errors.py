@@ -78,11 +78,20 @@ BAD: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
      {"label_smoothing": -0.1}),
     (ValueError, r"reduction must be one of none, sum, mean, batchmean, got 'avg'", (S, T),
      {"reduction": "avg"}),
-    (ValueError, r"divergence must be one of forward_kl, got 'js'", (S, T), {"divergence": "js"}),
+    (ValueError, r"divergence must be one of forward_kl, reverse_kl, js, tv, got 'kl'", (S, T),
+     {"divergence": "kl"}),
+    (ValueError, r"beta must be 0, 1 or in \[1e-6, 1 - 1e-6\], got 1.5", (S, T),
+     {"divergence": "js", "beta": 1.5}),
+    (ValueError, r"beta must be 0, 1 or in .*, got nan", (S, T), {"beta": math.nan}),
+    (ValueError, r"beta must be 0, 1 or in .*, got 1e-07", (S, T), {"beta": 1e-7}),
+    (TypeError, r"beta must be a real number, got str 'half'", (S, T), {"beta": "half"}),
     (TypeError, r"ignore_index must be int, got float -100.0", (S, T), {"ignore_index": -100.0}),
     (TypeError, r"temperature_squared must be bool, got int 1", (S, T),
      {"temperature_squared": 1}),
     (TypeError, r"common_vocab must be bool, got NoneType None", (S, T), {"common_vocab": None}),
+    (TypeError, r"standardize_logits must be bool, got str 'no'", (S, T),
+     {"standardize_logits": "no"}),
+    (TypeError, r"inplace must be bool, got int 1", (S, T), {"inplace": 1}),
     (ValueError, r"sample_weight must have the logits' shape without dim 1, \(8,\), got \(8, 1\)",
      (S, T), {"sample_weight": torch.ones(8, 1)}),
     (TypeError, r"sample_weight must have dtype .*got torch.int64", (S, T), {"sample_weight": Y}),
@@ -170,7 +179,7 @@ def test_freed_storage_is_an_error_not_a_crash(backend: str, which: str) -> None
 
 
 def test_the_registered_op_checks_what_it_is_given() -> None:
-    options = (4.0, 0.5, "forward_kl", -1, -100, 0.0, "mean", True, False, True)
+    options = (4.0, 0.5, "forward_kl", 0.5, -1, -100, 0.0, "mean", True, False, True)
     op = torch.ops.fastkd.kd_loss
     with pytest.raises(ValueError, match="target must have the logits' shape"):
         op(S, T, Y[:1], None, None, *options)

@@ -20,6 +20,11 @@ MODULES: dict[str, tuple[type[torch.nn.Module], dict[str, Any], str]] = {
         {"zero_mean": True, "dim": 1},
         "LogitMSELoss(dim=1, zero_mean=True, reduction='mean')",
     ),
+    "dist_loss": (
+        fastkd.DISTLoss,
+        {"temperature": 4.0, "gamma": 2.0, "dim": 1},
+        "DISTLoss(temperature=4.0, beta=1.0, gamma=2.0, dim=1, temperature_squared=True)",
+    ),
     "hint_loss": (fastkd.HintLoss, {"reduction": "sum"}, "HintLoss(reduction='sum')"),
     "fsp_loss": (fastkd.FSPLoss, {"reduction": "sum"}, "FSPLoss(reduction='sum')"),
     "nst_loss": (
@@ -50,6 +55,13 @@ def test_the_module_takes_weights_and_a_count() -> None:
         fastkd.LogitMSELoss()(student, teacher, **more),
         fastkd.logit_mse_loss(student, teacher, **more),
     )
+
+
+def test_the_module_takes_a_mask() -> None:
+    student, teacher = torch.randn(2, 3, 4)
+    mask = torch.tensor([True, True, False])
+    loss = fastkd.DISTLoss()(student, teacher, mask=mask)
+    assert torch.equal(loss, fastkd.dist_loss(student, teacher, mask=mask))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +137,30 @@ BAD: list[Bad] = [
      (LOGITS, LOGITS), {"num_items": -1}),
     ("logit_mse_loss", ValueError, "num_items replaces the denominator .*got reduction='none'",
      (LOGITS, LOGITS), {"num_items": 1, "reduction": "none"}),
+    ("dist_loss", ValueError, r"teacher_logits must have the student's shape \(4, 6\), "
+     r"got \(4, 5\)$", (LOGITS, LOGITS[:, :5]), {}),
+    ("dist_loss", TypeError, "student_logits must have dtype .*got torch.int64",
+     (LOGITS.long(), LOGITS), {}),
+    ("dist_loss", ValueError, r"must have at least one class in dim 1, got shape \(4, 0\)",
+     (LOGITS[:, :0], LOGITS[:, :0]), {}),
+    ("dist_loss", ValueError, r"dim must be in \[-2, 1\] .*got -3", (LOGITS, LOGITS), {"dim": -3}),
+    ("dist_loss", TypeError, "dim must be int, got NoneType None", (LOGITS, LOGITS), {"dim": None}),
+    ("dist_loss", ValueError, r"temperature must be in \[1e-6, 1e6\], got 0", (LOGITS, LOGITS),
+     {"temperature": 0}),
+    ("dist_loss", ValueError, "beta must be >= 0 and finite, got -1.0", (LOGITS, LOGITS),
+     {"beta": -1.0}),
+    ("dist_loss", TypeError, "gamma must be a real number, got Tensor", (LOGITS, LOGITS),
+     {"gamma": torch.tensor(1.0)}),
+    ("dist_loss", TypeError, "temperature_squared must be bool, got int 1", (LOGITS, LOGITS),
+     {"temperature_squared": 1}),
+    ("dist_loss", TypeError, "mask must be bool, got torch.int64", (LOGITS, LOGITS),
+     {"mask": torch.ones(4).long()}),
+    ("dist_loss", TypeError, "mask must be a torch.Tensor, got list", (LOGITS, LOGITS),
+     {"mask": [True] * 4}),
+    ("dist_loss", ValueError, r"mask must have the logits' shape without dim 1, \(4,\), "
+     r"got \(4, 6\)", (LOGITS, LOGITS), {"mask": LOGITS.bool()}),
+    ("dist_loss", ValueError, "mask must be on the student's device cpu, got meta",
+     (LOGITS, LOGITS), {"mask": torch.ones(4, dtype=torch.bool, device="meta")}),
     ("hint_loss", ValueError, r"teacher_features must have the student's shape \(4, 3, 8, 8\), "
      r'got \(4, 7, 8, 8\) \(map the student by HintRegressor\(3, 7, kind="conv1x1"\)\)',
      (MAPS, torch.zeros(4, 7, 8, 8)), {}),
@@ -220,6 +256,7 @@ def test_a_regressor_takes_tensors() -> None:
 
 BAD_MODULES: list[tuple[type[torch.nn.Module], type[Exception], str, Any, Any]] = [
     (fastkd.LogitMSELoss, ValueError, "logit_mse_loss: reduction must be", (), {"reduction": "x"}),
+    (fastkd.DISTLoss, ValueError, "dist_loss: temperature must be", (), {"temperature": 0.0}),
     (fastkd.HintLoss, ValueError, "hint_loss: reduction must be", (), {"reduction": "x"}),
     (fastkd.HintLoss, TypeError, "hint_loss: regressor must be a torch.nn.Module or None, got str",
      (), {"regressor": "linear"}),

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import BATCH_CASES, KD_LOSS, PLAIN_BATCH_CASES, PLAIN_CASES, BenchRow, Geometry
+from cases import (
+    BATCH_CASES,
+    KD_LOSS,
+    PLAIN_BATCH_CASES,
+    PLAIN_CASES,
+    PLAIN_LOGIT_CASES,
+    BenchRow,
+    Geometry,
+)
 from gpu_jobs import BATCH_JOBS, MAPS_JOB, SMALL_JOB, measure, meters
 
 import fastkd
@@ -22,7 +30,7 @@ from benchmarks.gpu_timing import Ceilings, input_sets
 from benchmarks.gpu_tools import PROFILED_KERNELS, _calls
 from benchmarks.measure import Job
 from benchmarks.peers import serves
-from benchmarks.providers import make_function, make_step, make_steps, with_gradient
+from benchmarks.providers import make_function, make_step, make_steps
 from benchmarks.results import ON_GPU
 
 
@@ -32,6 +40,7 @@ def test_row_has_what_the_table_needs(job: Job) -> None:
     assert (row.threads, row.rounds, row.failures) == (ON_GPU, 2, {})
     assert row.input_sets == input_sets(row.ideal_bytes, 4096) > 1
     assert set(row.providers) == {"fastkd", "eager"}
+    assert (row.floor is None) == (job.case.floor is None)
     for figures in row.providers.values():
         assert 0 < figures.q25 <= figures.median <= figures.q75
         assert figures.host_seconds == 5e-5
@@ -50,15 +59,16 @@ def test_rows_for_a_gpu_are_many_and_fit_its_memory() -> None:
     assert max(10 * job.student_bytes for job in jobs) < 60e9
 
 
-def test_the_first_row_of_every_loss_comes_first() -> None:
+def test_the_first_row_of_every_case_comes_first() -> None:
     jobs = find_gpu_jobs()
     turns = in_turn(jobs)
     assert sorted(map(str, turns)) == sorted(map(str, jobs))
-    losses = len({job.case.loss for job in jobs})
-    assert len({job.case.loss for job in turns[:losses]}) == losses
-    assert [job for job in turns if job.case.loss == "kd_loss"] == [
-        job for job in jobs if job.case.loss == "kd_loss"
-    ]
+    cases = {str(job.case) for job in jobs}
+    assert {str(job.case) for job in turns[: len(cases)]} == cases
+    for case in cases:
+        assert [job for job in turns if str(job.case) == case] == [
+            job for job in jobs if str(job.case) == case
+        ]
 
 
 def test_errors_of_triplets_are_taken_on_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +88,17 @@ def test_a_peer_is_not_required() -> None:
     assert "liger" not in measure(SMALL_JOB, ("fastkd", "eager", "liger")).failures or serves(
         "liger", KD_LOSS, SMALL_JOB.bench_row
     )
+
+
+def test_a_floor_that_fails_is_recorded() -> None:
+    def too_large(_: object) -> Callable[[], object]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    row = measure(Job(dataclasses.replace(KD_LOSS, floor=too_large), SMALL_JOB.bench_row))
+    assert row.floor is None
+    assert row.over_floor is None
+    assert row.failures == {"floor": "out of memory"}
+    assert set(row.providers) == {"fastkd", "eager"}
 
 
 def test_a_provider_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,12 +176,12 @@ def test_calls_for_the_tools_run() -> None:
     counts: dict[str, int] = {}
     for call in small_calls("cpu"):
         function = make_function(call.case, "fastkd")
-        loss, grad = make_step(call.case, with_gradient(call.inputs), function)()
+        loss, grad = make_step(call.case, call.inputs.with_gradient(), function)()
         assert loss.isfinite()
         assert grad.isfinite().all()
         counts[str(call.case)] = counts.get(str(call.case), 0) + 1
         assert list(_calls(f"called {call.words}"))
-    assert set(counts) == {str(case) for case in (KD_LOSS, *BATCH_CASES)}
+    assert set(counts) == {str(case) for case in (*PLAIN_LOGIT_CASES, *BATCH_CASES)}
     assert min(counts[str(case)] for case in PLAIN_CASES) >= 5
 
 

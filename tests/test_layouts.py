@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import ATTENTION, KD_LOSS, PLAIN_PAIR_CASES, Geometry, Inputs, LossCase
+from cases import ATTENTION, PLAIN_LOGIT_CASES, PLAIN_PAIR_CASES, Geometry, Inputs, LossCase
 from test_values import assert_matches_truth, value_and_grad
 from torch import Tensor
 
-from fastkd.ops import kd_loss as ops
+from fastkd.ops import _row_kernel
 
-kd_case = pytest.mark.parametrize("case", [KD_LOSS], ids=str)
+logit_case = pytest.mark.parametrize("case", PLAIN_LOGIT_CASES, ids=str)
 every_pair_case = pytest.mark.parametrize("case", PLAIN_PAIR_CASES, ids=str)
 
 
@@ -103,7 +103,7 @@ def with_layout(inputs: Inputs, change: Callable[[Tensor], Tensor], which: str) 
     return Inputs(tensors, inputs.keywords)
 
 
-@kd_case
+@logit_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("geometry", "change"), IN_PLACE, ids=name)
 def test_usual_strides_are_read_without_a_copy(
@@ -117,12 +117,12 @@ def test_usual_strides_are_read_without_a_copy(
     def copied(*_: object) -> None:
         raise AssertionError("the logits were copied")
 
-    monkeypatch.setattr(ops, "_class_rows", copied)
+    monkeypatch.setattr(_row_kernel, "_class_rows", copied)
     inputs = with_layout(case.make_inputs(geometry, dtype), change, "both")
     assert_matches_truth(case, inputs)
 
 
-@kd_case
+@logit_case
 @pytest.mark.parametrize("which", ["student", "teacher", "both"])
 @pytest.mark.parametrize(("geometry", "change"), IN_PLACE + COPIED, ids=name)
 def test_any_strides_give_the_same_result(
@@ -136,7 +136,7 @@ def test_any_strides_give_the_same_result(
     assert_matches_truth(case, inputs)
 
 
-@kd_case
+@logit_case
 def test_expanded_and_broadcast_logits(backend: str, case: LossCase) -> None:
     inputs = case.make_inputs(Geometry((6, 11)))
     student, teacher = inputs.tensors
@@ -146,7 +146,7 @@ def test_expanded_and_broadcast_logits(backend: str, case: LossCase) -> None:
     assert_matches_truth(case, flat)
 
 
-@kd_case
+@logit_case
 def test_strided_targets_and_weights(backend: str, case: LossCase) -> None:
     inputs = case.make_inputs(Geometry((4, 6, 11)))
     target = inputs.keywords["target"].t().contiguous().t()
@@ -156,7 +156,7 @@ def test_strided_targets_and_weights(backend: str, case: LossCase) -> None:
     assert_matches_truth(case, Inputs(inputs.tensors, keywords))
 
 
-@kd_case
+@logit_case
 def test_the_gradient_of_a_view_reaches_its_base(backend: str, case: LossCase) -> None:
     inputs = case.make_inputs(Geometry((5, 12)))
     base = torch.randn(5, 14, requires_grad=True)

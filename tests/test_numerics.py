@@ -5,27 +5,11 @@ import math
 
 import pytest
 import torch
+from row_values import INF, ROWS_AND_MAPS, kd, masked_sides, true_values
 from tolerance import relative_error
 from torch import Tensor
 
 import fastkd
-
-INF = math.inf
-ROWS_AND_MAPS = pytest.mark.parametrize("as_map", [False, True], ids=["rows", "maps"])
-
-
-def kd(
-    student: Tensor, teacher: Tensor, target: Tensor | None, as_map: bool, **options: object
-) -> tuple[Tensor, Tensor]:
-    """Row losses and gradient of (N, C) logits, given to the kernel as rows or as a map."""
-    options = {"reduction": "none", **options}
-    leaf = (student.t().contiguous().t() if as_map else student).detach().requires_grad_()
-    loss = fastkd.kd_loss(
-        leaf, teacher.t().contiguous().t() if as_map else teacher, target, **options
-    )
-    loss.sum().backward()
-    assert leaf.grad is not None
-    return loss.detach(), leaf.grad
 
 
 @ROWS_AND_MAPS
@@ -52,14 +36,9 @@ def test_large_offsets_and_spreads(
     teacher = spread * torch.randn(16, 50) - offset
     target = torch.randint(0, 50, (16,))
     loss, grad = kd(student, teacher, target, as_map, temperature=temperature)
-    truth = student.double().requires_grad_()
-    true_loss = fastkd.reference.kd_loss(
-        truth, teacher.double(), target, temperature=temperature, reduction="none"
-    )
-    true_loss.sum().backward()
-    assert truth.grad is not None
+    true_loss, true_grad = true_values(student, teacher, target, temperature=temperature)
     assert relative_error(loss, true_loss) < 2e-6
-    assert relative_error(grad, truth.grad) < 2e-5
+    assert relative_error(grad, true_grad) < 2e-5
 
 
 @ROWS_AND_MAPS
@@ -68,22 +47,14 @@ def test_large_offsets_and_spreads(
 def test_masked_classes(backend: str, as_map: bool, dtype: torch.dtype, width: int) -> None:
     student, teacher = torch.randn(2, 16, width).to(dtype)
     target = torch.full((16,), width - 1)
-    for masked in ([0], [1, 3], range(width - 2)):  # the last masks whole chunks
-        for where in ("teacher", "both", "student"):
-            s, t = student.clone(), teacher.clone()
-            if where != "teacher":
-                s[:, list(masked)] = -INF
-            if where != "student":
-                t[:, list(masked)] = -INF
-            loss, grad = kd(s, t, target, as_map, temperature=2.0)
-            true_loss = fastkd.reference.kd_loss(
-                s.double(), t.double(), target, temperature=2.0, reduction="none"
-            )
-            assert grad.isfinite().all()
-            if where == "student":
-                assert loss.equal(torch.full((16,), INF))
-            else:
-                torch.testing.assert_close(loss, true_loss.float(), rtol=1e-5, atol=1e-5)
+    for where, s, t in masked_sides(student, teacher):
+        loss, grad = kd(s, t, target, as_map, temperature=2.0)
+        assert grad.isfinite().all()
+        if where == "student":
+            assert loss.equal(torch.full((16,), INF))
+        else:
+            true_loss, _ = true_values(s, t, target, temperature=2.0)
+            torch.testing.assert_close(loss, true_loss.float(), rtol=1e-5, atol=1e-5)
 
 
 @ROWS_AND_MAPS
@@ -193,13 +164,9 @@ def test_a_bfloat16_student_close_to_its_teacher(backend: str, as_map: bool) -> 
     teacher = (3 * torch.randn(16, 4000)).bfloat16()
     student = (teacher.float() + 0.1 * torch.randn(16, 4000)).bfloat16()
     loss, grad = kd(student, teacher, None, as_map)
-    truth = student.double().requires_grad_()
-    true_loss = fastkd.reference.kd_loss(truth, teacher.double(), reduction="none")
-    true_loss.sum().backward()
+    true_loss, true_grad = true_values(student, teacher, None)
     assert 1e-3 < true_loss.mean() < 2e-2
-    assert truth.grad is not None
-    difference = grad.double() - truth.grad
-    assert difference.norm() / truth.grad.norm() < 0.005
+    assert (grad - true_grad).norm() / true_grad.norm() < 0.005
     assert relative_error(loss, true_loss) < 1e-4
 
 
@@ -228,14 +195,9 @@ def test_common_vocab(
         "common_vocab": True,
     }
     loss, grad = kd(student, teacher, target, as_map, **options)
-    truth = student.double().requires_grad_()
-    true_loss = fastkd.reference.kd_loss(
-        truth, teacher.double(), target, reduction="none", **options
-    )
-    true_loss.sum().backward()
-    assert truth.grad is not None
+    true_loss, true_grad = true_values(student, teacher, target, **options)
     assert relative_error(loss, true_loss) < 1e-6
-    assert relative_error(grad, truth.grad) < 1e-6
+    assert relative_error(grad, true_grad) < 1e-6
 
 
 def test_more_than_two_to_the_31_logits(cpu_backend: str) -> None:

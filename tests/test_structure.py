@@ -24,7 +24,7 @@ KERNEL_PLACES = ("fastkd/ops/{}.py", "csrc/cpu/{}.cpp", "csrc/cuda/{}.cu")
 FORMULA = "csrc/losses/{}.h"
 # Which losses a kernel serves.
 KERNELS = {
-    "kd_loss": ("kd_loss",),
+    "kd_loss": ("kd_loss", "decoupled_kd_loss"),
     "rkd_loss": ("rkd_distance_loss", "rkd_angle_loss", "rkd_loss"),
     "similarity_loss": (
         "similarity_preserving_loss",
@@ -36,7 +36,16 @@ KERNELS = {
 }
 SUMS = {"rkd_loss": ("rkd_distance_loss", "rkd_angle_loss")}  # of losses that have their formula
 # Of torch's own operations, where these are as fast: no kernel, and tests of their own.
-COMPOSED = {"fsp_loss", "hint_loss", "logit_mse_loss", "nst_loss"}
+COMPOSED = {
+    "dist_loss",
+    "fsp_loss",
+    "hint_loss",
+    "linear_kd_loss",
+    "logit_mse_loss",
+    "nst_loss",
+}
+CLOSED_FORM = {"dist_loss", "linear_kd_loss"}  # of these, with a gradient by hand in ops
+OF_ANOTHER_KERNEL = {"decoupled_kd_loss"}  # with options of its own
 NATIVE = {loss for served in KERNELS.values() for loss in served}
 TORCH_INCLUDE = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|caffe2)/')
 
@@ -88,8 +97,10 @@ def test_module_takes_the_options_of_the_function(loss: str) -> None:
         }
         for form in (getattr(functional, loss), getattr(nn, name))
     )
-    for of_a_call in ("sample_weight", "num_items"):
-        of_function.pop(of_a_call, None)
+    of_a_call = {"sample_weight", "num_items", "mask"}
+    of_a_call |= {"student_bias", "teacher_bias", "teacher_logits"}
+    for name_of_tensor in of_a_call:
+        of_function.pop(name_of_tensor, None)
     of_module.pop("regressor", None)
     assert list(of_module.items()) == list(of_function.items())
     module = getattr(nn, name)()
@@ -110,7 +121,7 @@ def test_cases_are_of_all_losses_with_a_kernel() -> None:
     ("place", "expected"),
     [
         *((place, {*LOSSES}) for place in PLACES),
-        (KERNEL_PLACES[0], {*KERNELS}),
+        (KERNEL_PLACES[0], {*KERNELS} | CLOSED_FORM | OF_ANOTHER_KERNEL),
     ],
 )
 def test_folders_of_losses_hold_public_losses_only(place: str, expected: set[str]) -> None:

@@ -14,6 +14,7 @@ from cases import (
     Inputs,
     LossCase,
 )
+from linear_cases import LINEAR_CASES
 from tolerance import GRAD_FLOOR, HALF_UNIT, LOSS_FLOOR, assert_as_good
 from torch import Tensor
 
@@ -27,39 +28,46 @@ OTHERS = (0.4, 1.9, 0.7)
 
 def value_and_grad(
     case: LossCase, inputs: Inputs, reference: bool, factors: tuple[float, ...] = POWERS
-) -> tuple[Tensor, Tensor]:
-    """The loss and the first tensor's gradient under a grad_loss that differs from row to row."""
-    first = inputs.tensors[0].detach().requires_grad_()  # its strides stay
-    inputs = Inputs((first, *inputs.tensors[1:]), inputs.keywords)
+) -> tuple[Tensor, ...]:
+    """The loss, and the gradients of what is learned under a grad_loss that differs by row."""
+    inputs = inputs.with_gradient()  # strides stay
     loss = case.run_reference(inputs) if reference else case.run(inputs)
     repeats = -(-max(loss.numel(), 1) // len(factors))
     grad_loss = torch.tensor(factors * repeats)[: loss.numel()].reshape(loss.shape)
     loss.backward(grad_loss.to(loss))
-    assert first.grad is not None
-    return loss.detach(), first.grad
+    grads = [leaf.grad for leaf in inputs.leaves]
+    assert all(grad is not None for grad in grads)
+    return loss.detach(), *grads
 
 
 def assert_matches_truth(
     case: LossCase,
     inputs: Inputs,
     factors: tuple[float, ...] = POWERS,
-    grad_floor: float = GRAD_FLOOR,
+    grad_floor: float | None = None,
 ) -> None:
-    """Loss and gradient of the kernel against float64."""
-    loss, grad = value_and_grad(case, inputs, False, factors)
-    plain_loss, plain_grad = value_and_grad(case, inputs, True, factors)
-    true_loss, true_grad = value_and_grad(case, inputs.to(torch.float64), True, factors)
+    """Loss and gradients of the kernel against float64."""
+    if grad_floor is None:
+        twice = case.sums_products and inputs.tensors[0].dtype == BF16
+        grad_floor = GRAD_FLOOR + (HALF_UNIT[BF16] if twice else 0)
+    loss, *grads = value_and_grad(case, inputs, False, factors)
+    plain_loss, *plain_grads = value_and_grad(case, inputs, True, factors)
+    true_loss, *true_grads = value_and_grad(case, inputs.to(torch.float64), True, factors)
     assert loss.dtype == F32
-    assert grad.dtype == inputs.tensors[0].dtype
+    assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in inputs.leaves]
     assert_as_good(loss, plain_loss, true_loss, LOSS_FLOOR, "loss")
-    assert_as_good(grad, plain_grad, true_grad, grad_floor, "gradient")
+    for number, of in enumerate(zip(grads, plain_grads, true_grads, strict=True), 1):
+        assert_as_good(*of, grad_floor, f"gradient {number}")
 
 
 # Every dtype of the student (a kernel of kd_loss reads each in its own way); the relational kernels
 # read float32, to which halves are converted before: their dtypes are among the mixtures.
 RUNS = [
     pytest.param(case, geometry, dtype, id=f"{case}-{geometry}-{dtype}")
-    for cases, dtypes in ((LOGIT_CASES, (F32, BF16, F16)), (BATCH_CASES, (F32,)))
+    for cases, dtypes in (
+        ((*LOGIT_CASES, *LINEAR_CASES), (F32, BF16, F16)),
+        (BATCH_CASES, (F32,)),
+    )
     for case in cases
     for geometry in case.family.geometries
     for dtype in dtypes
@@ -83,7 +91,7 @@ def test_loss_and_gradient_match_float64(
     ("case", "geometry"),
     [
         pytest.param(case, geometry, id=f"{case}-{geometry}")
-        for case in (*LOGIT_CASES, *PLAIN_BATCH_CASES)
+        for case in (*LOGIT_CASES, *LINEAR_CASES, *PLAIN_BATCH_CASES)
         for geometry in case.family.scaled
     ],
 )
@@ -98,7 +106,7 @@ MIXTURES = [(a, b) for a in (F32, BF16, F16) for b in (F32, BF16, F16) if a != b
 MIXED_RUNS = [
     pytest.param(case, geometry, dtypes, id=f"{case}-{geometry}-{dtypes[0]}-{dtypes[1]}")
     for cases, mixtures in (
-        (LOGIT_CASES, MIXTURES),
+        ((*LOGIT_CASES, *LINEAR_CASES), MIXTURES),
         ([ATTENTION], [*MIXTURES, (BF16, BF16), (F16, F16)]),
         (PLAIN_PAIR_CASES, [(BF16, BF16), (F16, F32), (F32, BF16)]),
     )

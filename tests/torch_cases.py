@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of torch's own operations: measured, and tested in test_feature_losses.py.
+"""Losses of torch's own operations, some around kd_loss's kernel: what is measured of them.
 
-They have no kernel, so they are not among the cases of cases.py, whose tests are about kernels.
+They have no kernel of their own, so they are not among the cases of cases.py, whose tests are about
+kernels: test_feature_*.py, test_dist_loss.py, test_standardized.py and test_linear_kd_loss.py test
+them, and test_values.py the cases of linear_cases.py too.
 """
 
 import dataclasses
 
 import torch
-from eager_losses import eager_fsp_loss, eager_mse_loss, eager_nst_loss
-from logit_cases import LOGITS
-from loss_case import BenchRow, Geometry, Inputs, Kernels, LossCase
-from relational_benches import ideal_bytes
+from eager_losses import eager_dist_loss, eager_fsp_loss, eager_mse_loss, eager_nst_loss
+from linear_cases import LINEAR_KD_LOSS
+from logit_cases import KD_STANDARDIZED, LOGITS
+from loss_case import BenchRow, Geometry, Inputs, Kernels, LossCase, ideal_bytes
 from relational_cases import FEATURES, make_batches
 
 _FP32, _BF16 = torch.float32, torch.bfloat16
@@ -52,6 +54,8 @@ _NST = LossCase(
     ideal_bytes,
 )
 TORCH_CASES = (
+    KD_STANDARDIZED,
+    LINEAR_KD_LOSS,
     _NST,
     dataclasses.replace(
         _NST, loss="fsp_loss", make_inputs=make_layers, eager=eager_fsp_loss, in_pairs=True
@@ -70,5 +74,13 @@ TORCH_CASES = (
         eager=eager_mse_loss,
         bench_rows=_rows(_FP32, (256, 1000)),
         gpu_bench_rows=_rows(_BF16, (8192, 32000)),
+    ),
+    dataclasses.replace(
+        _NST,
+        loss="dist_loss",
+        family=LOGITS,
+        eager=eager_dist_loss,
+        bench_rows=_rows(_FP32, (512, 1000), (256, 32000)),
+        gpu_bench_rows=_rows(_FP32, (4096, 32000)),
     ),
 )

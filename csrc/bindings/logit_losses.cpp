@@ -34,6 +34,10 @@ bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, i
     check_same_rows(student, grad, static_cast<int>(dim), true);
     if (grad.dtype != student.dtype) reject("the gradient must have the student's dtype");
   }
+  if (options.divergence == Divergence::kDecoupled) {
+    if (target == 0 && student.elements() != 0) reject("a decoupled loss needs a target");
+    if (student.sizes[dim] != teacher.sizes[dim]) reject("the class counts differ");
+  }
   if (student.sizes[dim] < 1 || teacher.sizes[dim] < 1) reject("no classes");
   if (loss == 0 && student.elements() != 0) reject("the loss has no storage");
   const LogitLayout layout = layout_of(student, teacher, grad, has_grad, static_cast<int>(dim));
@@ -85,12 +89,19 @@ bool scale_gradient_call(int64_t dim, const py::object& grad_object, const py::o
 
 void bind_logit_losses(py::module_& m) {
   py::class_<KdLossOptions>(m, "KdLossOptions", py::module_local())
-      .def(py::init(
-               [](float temperature, float soft_weight, float hard_weight, float label_smoothing) {
-                 return KdLossOptions{temperature, soft_weight, hard_weight, label_smoothing};
-               }),
+      .def(py::init([](float temperature, float soft_weight, float hard_weight,
+                       float label_smoothing, int divergence, double beta, float target_weight) {
+             return KdLossOptions{temperature,
+                                  soft_weight,
+                                  hard_weight,
+                                  label_smoothing,
+                                  checked_code<Divergence>(divergence, 5, "divergence"),
+                                  beta,
+                                  target_weight};
+           }),
            py::arg("temperature"), py::arg("soft_weight"), py::arg("hard_weight"),
-           py::arg("label_smoothing"));
+           py::arg("label_smoothing"), py::arg("divergence"), py::arg("beta"),
+           py::arg("target_weight"));
   py::class_<RowOptions>(m, "RowOptions", py::module_local())
       .def(py::init([](int reduction, int64_t ignore_index) {
              RowOptions rows;

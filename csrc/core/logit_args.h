@@ -22,6 +22,13 @@ struct LogitView {
   }
 };
 
+// A row's logits at its target.
+template <class V>
+struct Labels {
+  V student;
+  V teacher;  // read where the loss hides the label's class
+};
+
 enum class Reduction : int32_t { kNone = 0, kSum = 1, kMean = 2, kBatchMean = 3 };
 
 // Which rows count and how their losses become one number; the same for every logit loss.

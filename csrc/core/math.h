@@ -32,6 +32,14 @@ FASTKD_HOST_DEVICE float zero_where_zero(float condition, float x) {
   return condition != 0.0f ? x : 0.0f;
 }
 
+FASTKD_HOST_DEVICE float where_less(float a, float b, float x, float otherwise) {
+  return a < b ? x : otherwise;
+}
+
+// log(a / b) for a >= b / 2 > 0: exactly 0 where they are equal, and no digits are lost where they
+// are near. Of a = 0 it is any number, of NaN any number or NaN.
+FASTKD_HOST_DEVICE float log_ratio(float a, float b) { return ::log1pf((a - b) / b); }
+
 // Negative values become 0; NaN stays.
 FASTKD_HOST_DEVICE float clamp_below_zero(float x) { return x < 0.0f ? 0.0f : x; }
 

@@ -79,8 +79,7 @@ class ColumnDriver {
     Lanes lanes[kMaxTileVectors];
     for (int64_t index = begin; index < end; ++index) {
       Tile tile = tile_at(index);
-      for (int k = 0; k < 3; ++k)
-        tile.plane[k] = scratch.data() + (k < Loss::kExps ? k * plane : 0);
+      for (int k = 0; k < Loss::kExps; ++k) tile.plane[k] = scratch.data() + k * plane;
       read(tile, lanes);
       const Tile next = tile_at(index + 1 < end ? index + 1 : index);
       for (int v = 0; v * kLanes < tile.pixels; ++v)
@@ -118,10 +117,9 @@ class ColumnDriver {
   void sum(const Tile& tile, int v, Lanes& lanes, ClassPrefetch ahead) const {
     const auto params = call_.params;
     const bool logits = Loss::wants_logits(params);
-    const Vec label_logit = label_logits(tile, v, lanes);
+    const Labels<Vec> labels = labels_of(tile, v, lanes);
     float* const student = tile.plane[0] + v * kLanes;
     float* const teacher = tile.plane[1] + v * kLanes;
-    float* const third = tile.plane[2] + v * kLanes;
     const int64_t end = shared_ * pixels(), step = pixels();
     State state = Loss::start(lanes.max_student, lanes.max_teacher);
     for (int64_t block = 0; block < end; block += kSumBlock * step) {
@@ -132,12 +130,11 @@ class ColumnDriver {
         const Vec s = load(student + at);
         const Exps exps = Loss::update(params, part, s, load(teacher + at));
         if (logits) Loss::add_logit(part, s, AllLanes{});
-        exps.value[0].store(student + at);
-        exps.value[1].store(teacher + at);
-        if constexpr (Loss::kExps == 3) exps.value[2].store(third + at);
+        for (int k = 0; k < Loss::kExps; ++k) exps.value[k].store(tile.plane[k] + v * kLanes + at);
       }
       Loss::add(state, part);
     }
+    if constexpr (Loss::kRefines) state = Loss::with_refined(state, refine(tile, v, state));
     lanes.hard = Loss::hard_state(state);
     if (classes_ > shared_) {
       HardState tail = Loss::start_hard(lanes.max_tail);
@@ -148,7 +145,7 @@ class ColumnDriver {
                                       static_cast<float>(classes_ - shared_));
     }
     const float classes = static_cast<float>(classes_);
-    const Vec loss = Loss::finish(call_.params, state, lanes.hard, label_logit, classes);
+    const Vec loss = Loss::finish(call_.params, state, lanes.hard, labels, classes);
     const int count = tile.pixels - v * kLanes;
     float* out = call_.row_loss + first_row(tile, v);
     const Vec weighted = zero_where_zero(lanes.weight, lanes.weight * loss);
@@ -158,34 +155,76 @@ class ColumnDriver {
       store_first(out, weighted, count);
     }
     if (call_.wants_grad()) {
-      lanes.scale = Loss::grad_scale(call_.params, state, lanes.hard,
+      lanes.scale = Loss::grad_scale(call_.params, state, lanes.hard, labels,
                                      lanes.weight * Vec(call_.grad_factor), classes);
     }
+  }
+
+  // Sums that need the pixels' own, over the kept exponentials, which become what the gradient
+  // needs.
+  State refine(const Tile& tile, int v, const State& row) const {
+    const auto params = call_.params;
+    const typename Loss::template Normalizer<Vec> normalizer = Loss::normalizer(row);
+    const int64_t end = shared_ * pixels(), step = pixels();
+    State total = Loss::start(row.max_student, row.max_teacher);
+    for (int64_t block = 0; block < end; block += kSumBlock * step) {
+      State part = Loss::start(row.max_student, row.max_teacher);
+      const int64_t block_end = block + kSumBlock * step < end ? block + kSumBlock * step : end;
+      for (int64_t at = block; at < block_end; at += step) {
+        Exps exps;
+        for (int k = 0; k < Loss::kExps; ++k) {
+          exps.value[k] = load(tile.plane[k] + v * kLanes + at);
+        }
+        Loss::refine(params, part, normalizer, exps);
+        exps.value[1].store(tile.plane[1] + v * kLanes + at);
+      }
+      Loss::add(total, part);
+    }
+    return total;
   }
 
   int64_t first_row(const Tile& tile, int v) const {
     return tile.outer * call_.args.inner + tile.first_pixel + v * kLanes;
   }
 
-  // Also the lanes' weights and targets, which the gradient needs again.
-  Vec label_logits(const Tile& tile, int v, Lanes& lanes) const {
-    float weight[kLanes] = {}, target[kLanes] = {}, label_logit[kLanes] = {};
+  // Also the lanes' weights and targets, which the gradient needs again. Hides the labels' classes
+  // where the loss wants them hidden.
+  Labels<Vec> labels_of(const Tile& tile, int v, Lanes& lanes) const {
+    float weight[kLanes] = {}, target[kLanes] = {}, of_student[kLanes] = {},
+          of_teacher[kLanes] = {};
     const int64_t row = first_row(tile, v);
     const int left = tile.pixels - v * kLanes;
     const int count = left < kLanes ? left : kLanes;
     for (int lane = 0; lane < count; ++lane) weight[lane] = call_.weights(row + lane);
-    if constexpr (Loss::kHard) {
-      const float* student = tile.plane[0] + v * kLanes;
+    if constexpr (Loss::kHasLabel) {
+      float* const student = tile.plane[0] + v * kLanes;
+      float* const teacher = tile.plane[1] + v * kLanes;
       const int64_t* y = call_.args.target + row;
       for (int lane = 0; lane < count; ++lane) {
         const int64_t label = y[lane] == call_.weights.ignore_index ? 0 : y[lane];
+        const int64_t at = label * pixels() + lane;
         target[lane] = static_cast<float>(label);
-        label_logit[lane] = student[label * pixels() + lane];
+        of_student[lane] = student[at];
+        if constexpr (Loss::kHidesLabel) {
+          of_teacher[lane] = teacher[at];
+          student[at] = teacher[at] = -INFINITY;
+        }
+      }
+      if constexpr (Loss::kHidesLabel) {
+        lanes.max_student = maximum(student);
+        lanes.max_teacher = maximum(teacher);
       }
     }
     lanes.weight = Vec::load(weight);
     lanes.target = Vec::load(target);
-    return Vec::load(label_logit);
+    return {Vec::load(of_student), Vec::load(of_teacher)};
+  }
+
+  // Over the classes of sixteen pixels.
+  Vec maximum(const float* plane) const {
+    Vec maximum(kLowest);
+    for (int64_t c = 0; c < shared_; ++c) maximum = max(load(plane + c * pixels()), maximum);
+    return maximum;
   }
 
   void write(const Tile& tile, const Lanes* lanes) const {
@@ -268,7 +307,7 @@ class ColumnDriver {
     } else if constexpr (Loss::kHard) {
       grad = Loss::grad_hard_only(lanes.scale, load(tile.plane[0] + at) - lanes.hard.max);
     }
-    if constexpr (Loss::kHard) {
+    if constexpr (Loss::kHasLabel) {
       grad =
           subtract_where_equal(grad, lanes.scale.label, Vec(static_cast<float>(c)), lanes.target);
     }

@@ -12,7 +12,7 @@ struct ColumnTile {
   int64_t outer, first_pixel;
   int pixels;       // the last tile of a map may be short
   int64_t stride;   // from class to class in a plane: the pixels of a full tile
-  float* plane[3];  // [classes, stride] each: student, teacher, third exponential
+  float* plane[4];  // [classes, stride] each: student, teacher, and what else is kept of a class
 };
 
 // Sixteen pixels of a tile, one class a step: fetched while the tile before is summed, for the

@@ -80,6 +80,15 @@ inline Chunk read_chunk(const void* data, int64_t first, int64_t count, float* b
   return {logits, max_lanes(maximum), reinterpret_cast<const char*>(source + count), sizeof(T)};
 }
 
+// Takes one class out of a chunk of `count`, which moves into `buffer` if it is not there.
+inline void hide(Chunk& chunk, int64_t c, int64_t count, float* buffer) {
+  if (chunk.logits != buffer) memcpy(buffer, chunk.logits, static_cast<size_t>(count) * 4);
+  buffer[c] = -INFINITY;
+  const Chunk without = read_chunk<float>(buffer, 0, count, buffer);
+  chunk.logits = buffer;
+  chunk.maximum = without.maximum;
+}
+
 inline ReadChunk chunk_reader(Dtype dtype) {
   ReadChunk reader = nullptr;
   visit(dtype, [&](auto type) { reader = read_chunk<typename decltype(type)::type>; });
@@ -137,43 +146,52 @@ class RowDriver {
       return;
     }
     const int64_t student_row = offset(args.student, row);
-    const State state = statistics(student_row, offset(args.teacher, row), scratch);
+    const int64_t teacher_row = offset(args.teacher, row);
+    const int64_t label = Loss::kHasLabel ? args.target[row] : -1;
+    Labels<float> labels{};
+    if constexpr (Loss::kHasLabel) labels.student = logit(args.student, student_row + label);
+    if constexpr (Loss::kHidesLabel) labels.teacher = logit(args.teacher, teacher_row + label);
+    State state = statistics(student_row, teacher_row, label, scratch);
+    if constexpr (Loss::kRefines) state = Loss::with_refined(state, refine(state, scratch));
     HardState hard = Loss::hard_state(state);
-    float label_logit = 0.0f;
     if constexpr (Loss::kHard) {
       if (args.student.classes > shared_) {
         hard = Loss::combine_hard(hard, tail_statistics(student_row, scratch),
                                   static_cast<float>(shared_),
                                   static_cast<float>(args.student.classes - shared_));
       }
-      label_logit = student_logit(student_row, args.target[row]);
     }
     const float classes = static_cast<float>(args.student.classes);
-    call_.row_loss[row] = weight * Loss::finish(call_.params, state, hard, label_logit, classes);
+    call_.row_loss[row] = weight * Loss::finish(call_.params, state, hard, labels, classes);
     if (!call_.wants_grad()) return;
     const GradScale scale =
-        Loss::grad_scale(call_.params, state, hard, weight * call_.grad_factor, classes);
+        Loss::grad_scale(call_.params, state, hard, labels, weight * call_.grad_factor, classes);
     visit(args.grad.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       T* out = static_cast<T*>(args.grad.data) + offset(args.grad, row);
       write_grad(out, state, scale, scratch);
       if (args.student.classes > shared_) write_tail_grad(out, student_row, hard, scale, scratch);
-      if constexpr (Loss::kHard) {
-        mark_label(out, args.target[row], label_logit, state, hard, scale, scratch);
+      if constexpr (Loss::kHasLabel) {
+        mark_label(out, label, labels.student, state, hard, scale, scratch);
       }
     });
   }
 
   // ---- forward ----
 
-  State statistics(int64_t student_row, int64_t teacher_row, const RowScratch& scratch) {
+  State statistics(int64_t student_row, int64_t teacher_row, int64_t label,
+                   const RowScratch& scratch) {
     State total{};
     for (int64_t begin = 0, part = 0; begin < shared_; begin += kChunk, ++part) {
       const int64_t count = shared_ - begin < kChunk ? shared_ - begin : kChunk;
-      const Chunk student = read_student_(call_.args.student.data, student_row + begin, count,
-                                          scratch.student.data());
-      const Chunk teacher = read_teacher_(call_.args.teacher.data, teacher_row + begin, count,
-                                          scratch.teacher.data());
+      Chunk student = read_student_(call_.args.student.data, student_row + begin, count,
+                                    scratch.student.data());
+      Chunk teacher = read_teacher_(call_.args.teacher.data, teacher_row + begin, count,
+                                    scratch.teacher.data());
+      if (Loss::kHidesLabel && label >= begin && label < begin + count) {
+        hide(student, label - begin, count, scratch.student.data());
+        hide(teacher, label - begin, count, scratch.teacher.data());
+      }
       scratch.part_max.data()[2 * part] = student.maximum;
       scratch.part_max.data()[2 * part + 1] = teacher.maximum;
       const State state = sum_chunk(student, teacher, begin, count, scratch);
@@ -216,6 +234,33 @@ class RowDriver {
     return Loss::across(params, state, student.maximum, teacher.maximum, sum_lanes);
   }
 
+  // Sums that need the row's own, over the kept exponentials, which become what the gradient needs.
+  State refine(const State& row, const RowScratch& scratch) const {
+    const int64_t plane = plane_stride(shared_);
+    const Params params = call_.params;
+    const auto whole = Loss::normalizer(row);
+    State total = Loss::start(row.max_student, row.max_teacher);
+    for (int64_t begin = 0, part = 0; begin < shared_; begin += kChunk, ++part) {
+      const int64_t count = shared_ - begin < kChunk ? shared_ - begin : kChunk;
+      const auto of_part =
+          shared_ <= kChunk
+              ? whole
+              : Loss::for_part(params, whole, scratch.part_max.data()[2 * part] - row.max_student,
+                               scratch.part_max.data()[2 * part + 1] - row.max_teacher);
+      const auto normalizer = Loss::template broadcast<Vec>(of_part);
+      float* const kept = scratch.exps.data() + begin;
+      VecState state = Loss::start(Vec(row.max_student), Vec(row.max_teacher));
+      for (int64_t i = 0; i < count; i += kLanes) {  // beyond the last class they are 0
+        typename Loss::template Exps<Vec> exps;
+        for (int k = 0; k < Loss::kExps; ++k) exps.value[k] = load(kept + k * plane + i);
+        Loss::refine(params, state, normalizer, exps);
+        exps.value[1].store(kept + plane + i);
+      }
+      Loss::add(total, Loss::across(params, state, row.max_student, row.max_teacher, sum_lanes));
+    }
+    return total;
+  }
+
   // The student's classes beyond the teacher's.
   HardState tail_statistics(int64_t student_row, const RowScratch& scratch) {
     HardState total{};
@@ -239,11 +284,11 @@ class RowDriver {
     return total;
   }
 
-  float student_logit(int64_t student_row, int64_t y) const {
+  static float logit(const LogitView& view, int64_t element) {
     float logit = 0.0f;
-    visit(call_.args.student.dtype, [&](auto type) {
+    visit(view.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      logit = to_float(static_cast<const T*>(call_.args.student.data)[student_row + y]);
+      logit = to_float(static_cast<const T*>(view.data)[element]);
     });
     return logit;
   }

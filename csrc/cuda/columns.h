@@ -14,14 +14,14 @@
 
 namespace fastkd::cuda {
 
-// What one thread knows of its two pixels before it reads logits.
-template <class Loss>
+// What one thread knows of its two pixels before it reads logits. `Index` counts classes.
+template <class Loss, class Index>
 struct ColumnPixels {
   bool exists, both;
   int64_t outer, inner, row;  // of the first pixel
   float weight[kPixels];
-  int64_t label[kPixels];
-  float label_logit[kPixels];
+  Index label[kPixels];
+  Labels<float> labels[kPixels];
 
   template <class T>
   static __device__ __forceinline__ ColumnPixels find(const RowCall<Loss>& call, int64_t pair,
@@ -39,15 +39,16 @@ struct ColumnPixels {
     p.both = p.exists && p.inner + 1 < call.args.inner;
     p.row = p.outer * call.args.inner + p.inner;
     const PixelPair<T> student(call.args.student, p.outer, p.inner, p.both, false);
+    const PixelPair<T> teacher(call.args.teacher, p.outer, p.inner, p.both, false);
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       const bool here = i == 0 ? p.exists : p.both;
       p.weight[i] = here ? call.weight(p.row + i) : 0.0f;
-      p.label[i] = call.label(p.row + i, p.weight[i] != 0.0f);
-      p.label_logit[i] = NAN;
+      p.label[i] = static_cast<Index>(call.label(p.row + i, p.weight[i] != 0.0f));
+      p.labels[i] = {NAN, NAN};
       if (p.label[i] >= 0) {
-        const float2 at_label = student.read(p.label[i]);
-        p.label_logit[i] = i == 0 ? at_label.x : at_label.y;
+        p.labels[i].student = pixel(student.read(p.label[i]), i);
+        if (Loss::kHidesLabel) p.labels[i].teacher = pixel(teacher.read(p.label[i]), i);
       }
     }
     return p;
@@ -69,6 +70,7 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
   using Exps = typename Loss::template Exps<float>;
   using GradScale = typename Loss::template GradScale<float>;
   constexpr bool kKeepExps = Loss::kExps == 2;
+  static_assert(!(kKeepExps && Loss::kRefines));
 
   Arena arena(shared_memory());
   Part<Loss>* const parts = arena.template take<Part<Loss>>(
@@ -76,17 +78,27 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
 
   const int my_pair = thread_index() % pairs;
   const int my_slice = thread_index() / pairs;
-  const ColumnPixels<Loss> pixels = ColumnPixels<Loss>::find(call, block_index() * pairs + my_pair,
-                                                             static_cast<const T*>(nullptr));
-  const int64_t classes = call.args.student.classes;
-  const int64_t begin = static_cast<int64_t>(my_slice) * slice;
-  const int64_t stored_end = begin + slice < classes ? begin + slice : classes;
-  const int64_t end = pixels.any_counts() ? stored_end : begin;
+  using Index = std::conditional_t<kInRegisters, int, int64_t>;  // of classes
+  using Pixels = ColumnPixels<Loss, Index>;
+  const Pixels pixels =
+      Pixels::find(call, block_index() * pairs + my_pair, static_cast<const T*>(nullptr));
+  const Index classes = static_cast<Index>(call.args.student.classes);
+  const Index begin = static_cast<Index>(my_slice) * slice;
+  const Index stored_end = begin + slice < classes ? begin + slice : classes;
+  const Index end = pixels.any_counts() ? stored_end : begin;
   const PixelPair<T> student(call.args.student, pixels.outer, pixels.inner, pixels.both,
                              call.aligned);
   const PixelPair<T> teacher(call.args.teacher, pixels.outer, pixels.inner, pixels.both,
                              call.aligned);
   const Params& params = call.params;
+  const auto read = [&](const PixelPair<T>& logits, Index c) {
+    float2 x = logits.read(c);
+    if constexpr (Loss::kHidesLabel) {
+      if (c == pixels.label[0]) x.x = -INFINITY;
+      if (c == pixels.label[1]) x.y = -INFINITY;
+    }
+    return x;
+  };
 
   // ---- sums of this slice ----
   const bool logits = Loss::wants_logits(params);
@@ -99,8 +111,8 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
     for (int k = 0; k < kSliceClasses; ++k) {
       raw_student[k] = raw_teacher[k] = {-INFINITY, -INFINITY};
       if (begin + k < end) {
-        raw_student[k] = student.read(begin + k);
-        raw_teacher[k] = teacher.read(begin + k);
+        raw_student[k] = read(student, begin + k);
+        raw_teacher[k] = read(teacher, begin + k);
       }
     }
 #pragma unroll
@@ -122,8 +134,8 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
   } else {
     state[0] = state[1] = Loss::start(kLowest, kLowest);
     float seen = 0.0f;
-    for (int64_t c = begin; c < end; ++c) {
-      const float2 s = student.read(c), t = teacher.read(c);
+    for (Index c = begin; c < end; ++c) {
+      const float2 s = read(student, c), t = read(teacher, c);
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) {
         if (pixel(s, i) > state[i].max_student || pixel(t, i) > state[i].max_teacher) {
@@ -138,12 +150,12 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
   }
 
   // ---- sums of all slices ----
-  State whole[kPixels];
+  const auto join = [&](const State(&state)[kPixels], State(&whole)[kPixels]) {
 #pragma unroll
-  for (int i = 0; i < kPixels; ++i) whole[i] = state[i];
-  if (slices > 1) {  // the same for all threads
+    for (int i = 0; i < kPixels; ++i) whole[i] = state[i];
+    if (slices <= 1) return;  // the same for all threads
     const auto place = [&](int s, int i) { return (s * kPixels + i) * pairs + my_pair; };
-    const int64_t mine = end - begin;
+    const Index mine = end - begin;
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       parts[place(my_slice, i)] = {state[i], static_cast<float>(mine < 0 ? 0 : mine)};
@@ -163,6 +175,43 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
                   Loss::rebase(params, part.state, max_student, max_teacher, part.classes));
       }
     }
+  };
+  State whole[kPixels];
+  join(state, whole);
+
+  // Exponentials relative to the maxima of all slices.
+  typename Loss::template Normalizer<float> normalizer[kPixels] =
+      {};  // all 0 for a pixel that does not count
+  const auto again = [&](float2 s, float2 t, Exps(&exps)[kPixels], State(&refined)[kPixels]) {
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      State unused = Loss::start(whole[i].max_student, whole[i].max_teacher);
+      exps[i] = Loss::update(params, unused, pixel(s, i), pixel(t, i));
+      if constexpr (Loss::kRefines) Loss::refine(params, refined[i], normalizer[i], exps[i]);
+    }
+  };
+  if constexpr (Loss::kRefines) {
+    State refined[kPixels], joined[kPixels];
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      if (pixels.weight[i] != 0.0f) normalizer[i] = Loss::normalizer(whole[i]);
+      refined[i] = Loss::start(whole[i].max_student, whole[i].max_teacher);
+    }
+    Exps exps[kPixels];
+    if constexpr (kInRegisters) {
+#pragma unroll
+      for (int k = 0; k < kSliceClasses; ++k) {
+        make_new(raw_student[k]);
+        make_new(raw_teacher[k]);
+        again(raw_student[k], raw_teacher[k], exps, refined);
+      }
+    } else {
+      for (Index c = begin; c < end; ++c) again(read(student, c), read(teacher, c), exps, refined);
+    }
+    __syncthreads();  // the sums that stood in `parts` have been read
+    join(refined, joined);
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) whole[i] = Loss::with_refined(whole[i], joined[i]);
   }
 
   // ---- loss and gradient ----
@@ -171,7 +220,7 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
     const bool here = i == 0 ? pixels.exists : pixels.both;
     if (my_slice == 0 && here) {
       const float loss = Loss::finish(params, whole[i], Loss::hard_state(whole[i]),
-                                      pixels.label_logit[i], static_cast<float>(classes));
+                                      pixels.labels[i], static_cast<float>(classes));
       call.row_loss[pixels.row + i] = pixels.weight[i] != 0.0f ? pixels.weight[i] * loss : 0.0f;
     }
   }
@@ -181,7 +230,7 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
     for (int i = 0; i < kPixels; ++i) {
       scale[i] = {};  // all 0 for a pixel that does not count
       if (pixels.weight[i] != 0.0f) {
-        scale[i] = Loss::grad_scale(params, whole[i], Loss::hard_state(whole[i]),
+        scale[i] = Loss::grad_scale(params, whole[i], Loss::hard_state(whole[i]), pixels.labels[i],
                                     pixels.weight[i] * call.factor(), static_cast<float>(classes));
         if (kInRegisters && kKeepExps) {
           scale[i] = Loss::for_part(params, scale[i], state[i].max_student - whole[i].max_student,
@@ -190,23 +239,17 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
       }
     }
     const PixelPair<T> grad(call.args.grad, pixels.outer, pixels.inner, pixels.both, call.aligned);
-    const auto finish = [&](int64_t c, const Exps(&exps)[kPixels]) {
+    const auto finish = [&](Index c, const Exps(&exps)[kPixels]) {
       float g[kPixels];
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) {
         // What a pixel that does not count holds may be NaN.
         g[i] = pixels.weight[i] != 0.0f ? Loss::grad(scale[i], exps[i]) : 0.0f;
-        if (Loss::kHard && c == pixels.label[i]) g[i] -= scale[i].label;
+        if (Loss::kHasLabel && c == pixels.label[i]) g[i] -= scale[i].label;
       }
       grad.write(c, {g[0], g[1]});
     };
-    const auto again = [&](float2 s, float2 t, Exps(&exps)[kPixels]) {
-#pragma unroll
-      for (int i = 0; i < kPixels; ++i) {
-        State unused = Loss::start(whole[i].max_student, whole[i].max_teacher);
-        exps[i] = Loss::update(params, unused, pixel(s, i), pixel(t, i));
-      }
-    };
+    State unused[kPixels] = {};
     if constexpr (kInRegisters) {
 #pragma unroll
       for (int k = 0; k < kSliceClasses; ++k) {
@@ -214,15 +257,15 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
           if constexpr (!kKeepExps) {
             make_new(raw_student[k]);
             make_new(raw_teacher[k]);
-            again(raw_student[k], raw_teacher[k], kept[0]);
+            again(raw_student[k], raw_teacher[k], kept[0], unused);
           }
           finish(begin + k, kept[kKeepExps ? k : 0]);
         }
       }
     } else {
-      for (int64_t c = begin; pixels.exists && c < stored_end; ++c) {
+      for (Index c = begin; pixels.exists && c < stored_end; ++c) {
         Exps exps[kPixels] = {};
-        if (c < end) again(student.read(c), teacher.read(c), exps);
+        if (c < end) again(read(student, c), read(teacher, c), exps, unused);
         finish(c, exps);
       }
     }

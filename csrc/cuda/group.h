@@ -91,6 +91,16 @@ class GroupWithinWarp {
   static constexpr int block = 0, blocks = 1;  // of the row
 };
 
+// Shared memory of a row's sums, and of those of the second visit where a loss makes one.
+template <class Loss, Scope kScope>
+struct Exchanges {
+  using Exchange = typename Group<kScope>::template Exchange<Loss>;
+  Exchange sums, refined;
+
+  __host__ __device__ __forceinline__ explicit Exchanges(Arena& arena)
+      : sums(arena), refined(Loss::kRefines ? Exchange(arena) : sums) {}
+};
+
 template <>
 class Group<Scope::kLanes> : public GroupWithinWarp {
  public:

@@ -39,7 +39,7 @@ struct RowCall {
 
   // The target's class, or -1 where there is none to look at.
   __device__ __forceinline__ int64_t label(int64_t row, bool counts) const {
-    if (!Loss::kHard || !counts) return -1;
+    if (!Loss::kHasLabel || !counts) return -1;
     const int64_t y = args.target[row];
     return y >= 0 && y < args.student.classes ? y : -1;
   }

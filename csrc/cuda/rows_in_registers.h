@@ -28,13 +28,14 @@ __device__ __forceinline__ void row_in_registers(const RowCall<Loss>& call, cons
   constexpr int kVectors = kItems / kPerVector;
   // Three exponentials a class would not fit: then the logits stay, and are exponentiated again.
   constexpr bool kKeepExps = Loss::kExps == 2;
+  static_assert(!(kKeepExps && Loss::kRefines));
   using Exps = typename Loss::template Exps<float>;
   using State = typename Loss::template State<float>;
 
   const Group<kScope> group(share);
   group.begin();
   Arena arena(shared_memory());
-  const typename Group<kScope>::template Exchange<Loss> exchange(arena);
+  const Exchanges<Loss, kScope> exchange(arena);
 
   const int classes = static_cast<int>(call.args.student.classes);
   const bool exists = group.row < call.args.rows();
@@ -58,7 +59,16 @@ __device__ __forceinline__ void row_in_registers(const RowCall<Loss>& call, cons
     raw_student[v] = load_vector(student, first_class(v), end, call.aligned);
     raw_teacher[v] = load_vector(teacher, first_class(v), end, call.aligned);
   }
-  const float label_logit = label >= 0 ? widen(student[label]) : NAN;
+  Labels<float> labels{NAN, NAN};
+  if (label >= 0) labels.student = widen(student[label]);
+  if constexpr (Loss::kHidesLabel) {
+    if (label >= 0) labels.teacher = widen(teacher[label]);
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      hide<T>(raw_student[v], label - first_class(v));
+      hide<T>(raw_teacher[v], label - first_class(v));
+    }
+  }
 
   const float max_student = lanes_max(largest<T>(raw_student), group.lanes);
   const float max_teacher = lanes_max(largest<T>(raw_teacher), group.lanes);
@@ -91,17 +101,44 @@ __device__ __forceinline__ void row_in_registers(const RowCall<Loss>& call, cons
   const Part<Loss> part{Loss::across(call.params, thread_state, max_student, max_teacher,
                                      [&](float x) { return lanes_sum(x, group.lanes); }),
                         warp_classes};
-  const auto state = group.template join<Loss>(call.params, part, exchange);
+  State state = group.template join<Loss>(call.params, part, exchange.sums);
+  typename Loss::template Normalizer<float> normalizer{};  // all 0 for a row that does not count
+  const auto refine = [&](State& refined, Exps* exps) {
+#pragma unroll
+    for (int i = 0; i < kPerVector; ++i) Loss::refine(call.params, refined, normalizer, exps[i]);
+  };
+  if constexpr (Loss::kRefines) {
+    if (counts) {
+      normalizer = Loss::for_part(call.params, Loss::normalizer(state),
+                                  max_student - state.max_student, max_teacher - state.max_teacher);
+    }
+    State refined = Loss::start(state.max_student, state.max_teacher);
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      make_new(raw_student[v]);
+      make_new(raw_teacher[v]);
+      State unused = Loss::start(max_student, max_teacher);
+      exponentiate(v, unused, kept[0]);
+      refine(refined, kept[0]);
+    }
+    const Part<Loss> refined_part{
+        Loss::across(call.params, refined, state.max_student, state.max_teacher,
+                     [&](float x) { return lanes_sum(x, group.lanes); }),
+        0.0f};
+    group.begin();
+    state = Loss::with_refined(
+        state, group.template join<Loss>(call.params, refined_part, exchange.refined));
+  }
   const auto hard = Loss::hard_state(state);
 
   if (exists && group.rank == 0 && group.block == 0) {
-    const float loss = Loss::finish(call.params, state, hard, label_logit, classes);
+    const float loss = Loss::finish(call.params, state, hard, labels, classes);
     call.row_loss[row] = counts ? weight * loss : 0.0f;
   }
   if (call.args.grad.data != nullptr) {                // the same for all threads
     typename Loss::template GradScale<float> scale{};  // all 0 for a row that does not count
     if (counts) {
-      scale = Loss::grad_scale(call.params, state, hard, weight * call.factor(),
+      scale = Loss::grad_scale(call.params, state, hard, labels, weight * call.factor(),
                                static_cast<float>(classes));
       if constexpr (!kWithinWarp<kScope>) {
         scale = Loss::for_part(call.params, scale, max_student - state.max_student,
@@ -117,13 +154,14 @@ __device__ __forceinline__ void row_in_registers(const RowCall<Loss>& call, cons
         make_new(raw_teacher[v]);
         State unused = Loss::start(max_student, max_teacher);
         exponentiate(v, unused, kept[0]);
+        if constexpr (Loss::kRefines) refine(unused, kept[0]);
       }
       float g[kPerVector];
 #pragma unroll
       for (int i = 0; i < kPerVector; ++i) {
         g[i] = Loss::grad(scale, kept[kKeepExps ? v : 0][i]);
       }
-      if constexpr (Loss::kHard) {
+      if constexpr (Loss::kHasLabel) {
         const int at = label - first_class(v);
         if (label >= 0 && at >= 0 && at < kPerVector) {
 #pragma unroll

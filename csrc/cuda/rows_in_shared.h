@@ -13,7 +13,7 @@ namespace fastkd::cuda {
 // The shared memory of a block.
 template <class Loss, class T>
 struct SharedRow {
-  typename Group<Scope::kCluster>::template Exchange<Loss> exchange;
+  Exchanges<Loss, Scope::kCluster> exchange;
   uint64_t* copied;
   T *student, *teacher;  // [slice]
 
@@ -43,7 +43,9 @@ __device__ __forceinline__ void row_in_shared(const RowCall<Loss>& call, const i
   const T* const student = call.template row_of<const T>(call.args.student, row);
   const T* const teacher = call.template row_of<const T>(call.args.teacher, row);
   const int label = static_cast<int>(call.label(row, counts));
-  const float label_logit = label >= 0 ? widen(student[label]) : NAN;
+  Labels<float> labels{NAN, NAN};
+  if (label >= 0) labels.student = widen(student[label]);
+  if (Loss::kHidesLabel && label >= 0) labels.teacher = widen(teacher[label]);
 
   const int begin = group.block * slice;
   const int stored_end = begin + slice < classes ? begin + slice : classes;
@@ -70,6 +72,14 @@ __device__ __forceinline__ void row_in_shared(const RowCall<Loss>& call, const i
       store_words(memory.student + i, load_vector(student, begin + i, end, call.aligned));
       store_words(memory.teacher + i, load_vector(teacher, begin + i, end, call.aligned));
     }
+  }
+
+  if constexpr (Loss::kHidesLabel) {
+    __syncthreads();
+    if (group.rank == 0 && label >= begin && label < end) {
+      memory.student[label - begin] = memory.teacher[label - begin] = narrow<T>(-INFINITY);
+    }
+    __syncthreads();
   }
 
   // ---- maxima and sums ----
@@ -108,18 +118,40 @@ __device__ __forceinline__ void row_in_shared(const RowCall<Loss>& call, const i
   const auto sum = [](float x) { return lanes_sum(x, kWarp); };
   const Part<Loss> part{Loss::across(call.params, thread_state, max_student, max_teacher, sum),
                         sum(thread_classes)};
-  const State state = group.template join<Loss>(call.params, part, memory.exchange);
+  State state = group.template join<Loss>(call.params, part, memory.exchange.sums);
+  typename Loss::template Normalizer<float> normalizer{};
+  if constexpr (Loss::kRefines) {
+    if (counts) normalizer = Loss::normalizer(state);
+    State refined = Loss::start(state.max_student, state.max_teacher);
+    for (int i = first; i < count; i += step) {
+      float s[kPerVector], t[kPerVector];
+      read(i, s, t);
+      State unused = Loss::start(state.max_student, state.max_teacher);
+#pragma unroll
+      for (int k = 0; k < kPerVector; ++k) {
+        const bool inside = i + k < count;
+        auto exps =
+            Loss::update(call.params, unused, inside ? s[k] : -INFINITY, inside ? t[k] : -INFINITY);
+        Loss::refine(call.params, refined, normalizer, exps);
+      }
+    }
+    const Part<Loss> refined_part{
+        Loss::across(call.params, refined, state.max_student, state.max_teacher, sum), 0.0f};
+    group.begin();
+    state = Loss::with_refined(
+        state, group.template join<Loss>(call.params, refined_part, memory.exchange.refined));
+  }
   const auto hard = Loss::hard_state(state);
 
   // ---- loss and gradient ----
   if (group.rank == 0 && group.block == 0) {
-    const float loss = Loss::finish(call.params, state, hard, label_logit, classes);
+    const float loss = Loss::finish(call.params, state, hard, labels, classes);
     call.row_loss[row] = counts ? weight * loss : 0.0f;
   }
   if (call.args.grad.data != nullptr) {
     typename Loss::template GradScale<float> scale{};  // all 0 for a row that does not count
     if (counts) {
-      scale = Loss::grad_scale(call.params, state, hard, weight * call.factor(),
+      scale = Loss::grad_scale(call.params, state, hard, labels, weight * call.factor(),
                                static_cast<float>(classes));
     }
     T* const grad = call.template row_of<T>(call.args.grad, row);
@@ -132,9 +164,10 @@ __device__ __forceinline__ void row_in_shared(const RowCall<Loss>& call, const i
         State unused = Loss::start(state.max_student, state.max_teacher);
 #pragma unroll
         for (int k = 0; k < kPerVector; ++k) {
-          const auto exps = Loss::update(call.params, unused, s[k], t[k]);
+          auto exps = Loss::update(call.params, unused, s[k], t[k]);
+          if constexpr (Loss::kRefines) Loss::refine(call.params, unused, normalizer, exps);
           g[k] = Loss::grad(scale, exps);
-          if (Loss::kHard && begin + i + k == label) g[k] -= scale.label;
+          if (Loss::kHasLabel && begin + i + k == label) g[k] -= scale.label;
         }
       }
       store_vector(grad, begin + i, stored_end, call.aligned, pack<T>(g), lane_index(), kWarp);

@@ -48,10 +48,15 @@ __device__ __forceinline__ auto join_hard(const Group<kScope>& group,
   return mine;
 }
 
+// Blocks that must fit a multiprocessor together; fewer where a second visit takes more registers.
+template <class Loss, Scope kScope>
+constexpr int kStreamedBlocks =
+    kWithinWarp<kScope> ? (Loss::kRefines ? 4 : 6) : (Loss::kRefines ? 1 : 2);
+
 // T: the logits' type, or AnyType for mixtures. `lanes` of a warp share a row (Scope::kLanes).
 template <class Loss, class T, Scope kScope>
 __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryThreads,
-                                  kWithinWarp<kScope> ? 6 : 2)
+                                  kStreamedBlocks<Loss, kScope>)
     rows_streamed(const __grid_constant__ RowCall<Loss> call, const int lanes) {
   using Reader = LogitReader<T>;
   constexpr int kPerVector = Reader::kPerVector;
@@ -60,7 +65,7 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
 
   const Group<kScope> group(lanes);
   Arena arena(shared_memory());
-  const typename Group<kScope>::template Exchange<Loss> exchange(arena);
+  const Exchanges<Loss, kScope> exchange(arena);
 
   const bool exists = group.row < call.args.rows();
   const int64_t row = exists ? group.row : 0;
@@ -72,7 +77,19 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
   const int64_t last = counts ? classes : 0;
   const Reader student(call, call.args.student, row, shared);
   const Reader teacher(call, call.args.teacher, row, shared);
-  const float label_logit = label >= 0 ? student.one(label) : NAN;
+  Labels<float> labels{NAN, NAN};
+  if (label >= 0) labels.student = student.one(label);
+  if (Loss::kHidesLabel && label >= 0) labels.teacher = teacher.one(label);
+  const auto read = [&](int64_t i, float (&s)[kPerVector], float (&t)[kPerVector]) {
+    student.read(i, s);
+    teacher.read(i, t);
+    if constexpr (Loss::kHidesLabel) {
+#pragma unroll
+      for (int k = 0; k < kPerVector; ++k) {
+        if (i + k == label) s[k] = t[k] = -INFINITY;
+      }
+    }
+  };
   const int64_t step = static_cast<int64_t>(group.size) * kPerVector;
   const int64_t first = static_cast<int64_t>(group.rank) * kPerVector;
 
@@ -82,8 +99,7 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
   float thread_classes = 0.0f;
   for (int64_t i = first; i < shared; i += step) {
     float s[kPerVector], t[kPerVector];
-    student.read(i, s);
-    teacher.read(i, t);
+    read(i, s, t);
     float max_student = thread_state.max_student, max_teacher = thread_state.max_teacher;
 #pragma unroll
     for (int k = 0; k < kPerVector; ++k) {
@@ -108,7 +124,26 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
   const auto sum = [&](float x) { return lanes_sum(x, group.lanes); };
   const Part<Loss> part{Loss::across(call.params, thread_state, max_student, max_teacher, sum),
                         sum(thread_classes)};
-  const State state = group.template join<Loss>(call.params, part, exchange);
+  State state = group.template join<Loss>(call.params, part, exchange.sums);
+  typename Loss::template Normalizer<float> normalizer{};  // all 0 for a row that does not count
+  if constexpr (Loss::kRefines) {
+    if (counts) normalizer = Loss::normalizer(state);
+    State refined = Loss::start(state.max_student, state.max_teacher);
+    for (int64_t i = first; i < shared; i += step) {
+      float s[kPerVector], t[kPerVector];
+      read(i, s, t);
+      State unused = Loss::start(state.max_student, state.max_teacher);
+#pragma unroll
+      for (int k = 0; k < kPerVector; ++k) {
+        auto exps = Loss::update(call.params, unused, s[k], t[k]);
+        Loss::refine(call.params, refined, normalizer, exps);
+      }
+    }
+    const Part<Loss> refined_part{
+        Loss::across(call.params, refined, state.max_student, state.max_teacher, sum), 0.0f};
+    state = Loss::with_refined(
+        state, group.template join<Loss>(call.params, refined_part, exchange.refined));
+  }
   HardState hard = Loss::hard_state(state);
   if (Loss::kHard && call.args.student.classes > call.args.teacher.classes) {
     HardState tail = Loss::start_hard(kLowest);
@@ -122,7 +157,7 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
       tail_classes += 1.0f;
     }
     Part<Loss>* parts = nullptr;
-    if constexpr (!kWithinWarp<kScope>) parts = exchange.warps;
+    if constexpr (!kWithinWarp<kScope>) parts = exchange.sums.warps;
     tail = join_hard<Loss>(group, tail, tail_classes, parts);
     hard = Loss::combine_hard(hard, tail, static_cast<float>(shared),
                               static_cast<float>(last - shared));
@@ -130,14 +165,13 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
 
   // ---- loss and gradient ----
   if (exists && group.rank == 0) {
-    const float loss =
-        Loss::finish(call.params, state, hard, label_logit, static_cast<float>(classes));
+    const float loss = Loss::finish(call.params, state, hard, labels, static_cast<float>(classes));
     call.row_loss[row] = counts ? weight * loss : 0.0f;
   }
   if (call.args.grad.data != nullptr) {
     typename Loss::template GradScale<float> scale{};  // all 0 for a row that does not count
     if (counts) {
-      scale = Loss::grad_scale(call.params, state, hard, weight * call.factor(),
+      scale = Loss::grad_scale(call.params, state, hard, labels, weight * call.factor(),
                                static_cast<float>(classes));
     }
     const int64_t whole = call.shared_classes();
@@ -145,20 +179,21 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
     const int64_t in_lanes = static_cast<int64_t>(group.rank % group.lanes) * kPerVector;
     for (int64_t i = first; i - in_lanes < whole; i += step) {  // all lanes store together
       float s[kPerVector], t[kPerVector], g[kPerVector];
-      student.read(i, s);
-      teacher.read(i, t);
+      read(i, s, t);
       State unused = Loss::start(state.max_student, state.max_teacher);
 #pragma unroll
       for (int k = 0; k < kPerVector; ++k) {
-        g[k] = Loss::grad(scale, Loss::update(call.params, unused, s[k], t[k]));
-        if (Loss::kHard && i + k == label) g[k] -= scale.label;
+        auto exps = Loss::update(call.params, unused, s[k], t[k]);
+        if constexpr (Loss::kRefines) Loss::refine(call.params, unused, normalizer, exps);
+        g[k] = Loss::grad(scale, exps);
+        if (Loss::kHasLabel && i + k == label) g[k] -= scale.label;
       }
       grad.write(i, g, group.rank % group.lanes, group.lanes);
     }
     for (int64_t c = whole + group.rank; exists && c < classes; c += group.size) {
       float g = 0.0f;
       if (Loss::kHard && counts) g = Loss::grad_hard_only(scale, student.one(c) - hard.max);
-      if (Loss::kHard && c == label) g -= scale.label;
+      if (Loss::kHasLabel && c == label) g -= scale.label;
       grad.write_one(c, g);
     }
   }

@@ -21,7 +21,7 @@ namespace fastkd::cuda {
 template <class Loss, Scope kScope>
 int64_t exchange_bytes() {
   Arena arena(nullptr);
-  typename Group<kScope>::template Exchange<Loss> exchange(arena);
+  const Exchanges<Loss, kScope> exchange(arena);
   return arena.bytes();
 }
 

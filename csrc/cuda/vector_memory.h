@@ -52,6 +52,17 @@ __device__ __forceinline__ Words pack(const float (&x)[kWidth<T>]) {
   return words;
 }
 
+// Puts -inf in the place of element `c`, if the vector has it.
+template <class T>
+__device__ __forceinline__ void hide(Words& words, int c) {
+  if (c < 0 || c >= kWidth<T>) return;
+  float x[kWidth<T>];
+  unpack<T>(words, x);
+#pragma unroll
+  for (int i = 0; i < kWidth<T>; ++i) x[i] = i == c ? -INFINITY : x[i];
+  words = pack<T>(x);
+}
+
 // The largest of some vectors, kLowest at least; NaN is dropped.
 template <class T, int kVectors>
 __device__ __forceinline__ float largest(const Words (&vectors)[kVectors]) {

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstddef>
 #include <random>
@@ -28,6 +30,8 @@ struct Options {
   bool hard, weighted, ignored, with_grad;
   Reduction reduction;
   int64_t teacher_classes_more;  // common_vocab: the teacher's classes minus the student's
+  Divergence divergence = Divergence::kForwardKl;
+  double beta = 0.5;  // of kDecoupled: the weight of the label against the rest
 };
 
 // Logits in a buffer that ends with the last element, so that any byte beyond it is an error.
@@ -119,8 +123,14 @@ struct Check {
     row_options.reduction = o.reduction;
     row_options.batch_size = shape.outer;
     const float alpha = o.hard ? o.alpha : 1.0f;
-    const KdLossOptions options{o.temperature, alpha * o.temperature * o.temperature, 1.0f - alpha,
-                                o.smoothing};
+    const float squared = o.temperature * o.temperature;
+    const KdLossOptions options{o.temperature,
+                                alpha * squared,
+                                1.0f - alpha,
+                                o.smoothing,
+                                o.divergence,
+                                o.beta,
+                                static_cast<float>(o.beta) * squared};
     const Status status = kd_loss(args, row_options, options).status;
     if (status == Status::kUnsupportedLayout) return;
     if (status != Status::kOk) {
@@ -163,27 +173,34 @@ struct Check {
     double denominator = 1.0;
     if (o.reduction == Reduction::kMean) denominator = total_weight == 0.0 ? 1.0 : total_weight;
     if (o.reduction == Reduction::kBatchMean) denominator = static_cast<double>(shape.outer);
-    const double grad_tolerance = student.view.dtype == Dtype::kFloat32    ? 3e-6
-                                  : student.view.dtype == Dtype::kBFloat16 ? 1.6e-2
-                                                                           : 2e-3;
     for (int64_t row = 0; row < args.rows(); ++row) {
       const int64_t a = row / shape.inner, b = row % shape.inner;
-      std::vector<double> row_grad;
-      const double row_loss = plain(o, student, teacher, a, b, o.hard ? args.target[row] : -100,
-                                    alpha, weight_of(row), &row_grad);
-      total += row_loss;
-      if (o.reduction == Reduction::kNone) expect(loss[row], row_loss, 1e-5, "row loss");
-      for (int64_t c = 0; o.with_grad && c < student.view.classes; ++c) {
-        expect(grad.get(a, c, b), row_grad[c] / denominator, grad_tolerance, "gradient");
+      const Truth truth =
+          plain(o, student, teacher, a, b, o.hard ? args.target[row] : -100, alpha, weight_of(row));
+      total += truth.loss;
+      if (o.reduction == Reduction::kNone) expect(loss[row], truth.loss, 1e-5, "row loss");
+      if (!o.with_grad || truth.is_near_a_tie) continue;
+      const double grad_tolerance = student.view.dtype == Dtype::kFloat32    ? truth.float_tolerance
+                                    : student.view.dtype == Dtype::kBFloat16 ? 1.6e-2
+                                                                             : 2e-3;
+      for (int64_t c = 0; c < student.view.classes; ++c) {
+        expect(grad.get(a, c, b), truth.grad[c] / denominator, grad_tolerance, "gradient");
       }
     }
     if (o.reduction != Reduction::kNone) expect(loss[0], total / denominator, 1e-5, "loss");
   }
 
+  struct Truth {
+    double loss;
+    std::vector<double> grad;
+    // Rounding chooses whether p or q is larger, and with it the slope of total variation.
+    bool is_near_a_tie;
+    double float_tolerance;  // of the gradient
+  };
+
   // One row by the formulas of losses/kd_loss.h.
-  static double plain(const Options& o, const Logits& student, const Logits& teacher, int64_t a,
-                      int64_t b, int64_t y, double alpha, double weight,
-                      std::vector<double>* grad) {
+  static Truth plain(const Options& o, const Logits& student, const Logits& teacher, int64_t a,
+                     int64_t b, int64_t y, double alpha, double weight) {
     const int64_t classes = student.view.classes;
     const int64_t shared = classes < teacher.view.classes ? classes : teacher.view.classes;
     const double t = o.temperature;
@@ -194,25 +211,93 @@ struct Check {
       for (double& x : p) x /= sum;
       return p;
     };
-    grad->assign(static_cast<size_t>(classes), 0.0);
-    if (weight == 0.0) return 0.0;
+    Truth truth{0.0, std::vector<double>(static_cast<size_t>(classes)), false, 3e-6};
+    if (weight == 0.0) return truth;
     const auto p = probabilities(teacher, shared, t), q = probabilities(student, shared, t);
-    double loss = 0.0;
-    for (int64_t c = 0; c < shared; ++c) {
-      loss += alpha * t * t * p[c] * std::log(p[c] / q[c]);
-      (*grad)[c] += alpha * t * (q[c] - p[c]);
+    if (o.divergence == Divergence::kDecoupled) {
+      add_decoupled(o, p, q, y, alpha, &truth);
+    } else {
+      std::vector<double> slope(static_cast<size_t>(shared));  // dD/dq
+      const double soft = divergence(o, p, q, &slope);
+      double mean = 0.0;
+      for (int64_t c = 0; c < shared; ++c) mean += q[c] * slope[c];
+      truth.loss = alpha * t * t * soft;
+      for (int64_t c = 0; c < shared; ++c) truth.grad[c] = alpha * t * q[c] * (slope[c] - mean);
     }
     if (o.hard) {
       const auto q1 = probabilities(student, classes, 1.0);
       for (int64_t c = 0; c < classes; ++c) {
         const double label =
             (c == y ? 1.0 - o.smoothing : 0.0) + o.smoothing / static_cast<double>(classes);
-        loss -= (1.0 - alpha) * label * std::log(q1[c]);
-        (*grad)[c] += (1.0 - alpha) * (q1[c] - label);
+        truth.loss -= (1.0 - alpha) * label * std::log(q1[c]);
+        truth.grad[c] += (1.0 - alpha) * (q1[c] - label);
       }
     }
-    for (double& g : *grad) g *= weight;
-    return weight * loss;
+    truth.loss *= weight;
+    for (double& g : truth.grad) g *= weight;
+    for (int64_t c = 0; o.divergence == Divergence::kTotalVariation && c < shared; ++c) {
+      truth.is_near_a_tie |= fabs(p[c] - q[c]) < 2e-6 * q[c];
+    }
+    // The gradient of reverse KL is made of differences of logits, and has their digits.
+    for (int64_t c = 0; o.divergence == Divergence::kReverseKl && c < shared; ++c) {
+      const double difference = fabs(student.get(a, c, b) - teacher.get(a, c, b));
+      truth.float_tolerance = std::max(truth.float_tolerance, 4.0 * FLT_EPSILON * difference);
+    }
+    return truth;
+  }
+
+  // By the formulas of losses/decoupled_kd_loss.h.
+  static void add_decoupled(const Options& o, const std::vector<double>& p,
+                            const std::vector<double>& q, int64_t y, double alpha, Truth* truth) {
+    const double t = o.temperature;
+    double p_others = 0.0, q_others = 0.0;
+    for (size_t c = 0; c < p.size(); ++c) {
+      if (static_cast<int64_t>(c) == y) continue;
+      p_others += p[c];
+      q_others += q[c];
+    }
+    double of_label = p[y] * std::log(p[y] / q[y]);
+    if (p.size() > 1) of_label += p_others * std::log(p_others / q_others);
+    truth->loss = o.beta * t * t * of_label;
+    const double difference = p_others - q_others;  // q_y - p_y
+    for (size_t c = 0; c < p.size(); ++c) {
+      if (static_cast<int64_t>(c) == y) {
+        truth->grad[c] = o.beta * t * difference;
+        continue;
+      }
+      const double p_c = p[c] / p_others, q_c = q[c] / q_others;
+      truth->loss += alpha * t * t * p_c * std::log(p_c / q_c);
+      truth->grad[c] = t * (alpha * (q_c - p_c) - o.beta * difference * q_c);
+    }
+  }
+
+  static double divergence(const Options& o, const std::vector<double>& p,
+                           const std::vector<double>& q, std::vector<double>* slope) {
+    double sum = 0.0;
+    for (size_t c = 0; c < p.size(); ++c) {
+      const double beta = o.beta, m = beta * p[c] + (1.0 - beta) * q[c];
+      switch (o.divergence) {
+        case Divergence::kForwardKl:
+          sum += p[c] * std::log(p[c] / q[c]);
+          (*slope)[c] = -p[c] / q[c];
+          break;
+        case Divergence::kReverseKl:
+          sum += q[c] * std::log(q[c] / p[c]);
+          (*slope)[c] = std::log(q[c] / p[c]);
+          break;
+        case Divergence::kJensenShannon:
+          sum += beta * p[c] * std::log(p[c] / m) + (1.0 - beta) * q[c] * std::log(q[c] / m);
+          (*slope)[c] = (1.0 - beta) * std::log(q[c] / m);
+          break;
+        case Divergence::kTotalVariation:
+          sum += 0.5 * fabs(p[c] - q[c]);
+          (*slope)[c] = q[c] > p[c] ? 0.5 : q[c] < p[c] ? -0.5 : 0.0;
+          break;
+        case Divergence::kDecoupled:
+          break;
+      }
+    }
+    return sum;
   }
 };
 
@@ -227,6 +312,16 @@ inline const Options kOptions[] = {
     {4.0f, 0.5f, 0.1f, true, false, false, true, Reduction::kNone, -4},
     {3.0f, 0.5f, 0.0f, true, true, true, true, Reduction::kSum, 7},
     {1.0f, 1.0f, 0.0f, false, false, false, true, Reduction::kSum, -700},
+    {2.0f, 0.7f, 0.1f, true, true, true, true, Reduction::kMean, 0, Divergence::kReverseKl},
+    {1.0f, 1.0f, 0.0f, false, true, false, true, Reduction::kNone, 3, Divergence::kReverseKl},
+    {4.0f, 0.5f, 0.1f, true, true, true, true, Reduction::kNone, 0, Divergence::kJensenShannon},
+    {3.0f, 1.0f, 0.0f, false, false, false, true, Reduction::kSum, -4, Divergence::kJensenShannon,
+     0.1f},
+    {3.0f, 0.5f, 0.0f, true, false, true, true, Reduction::kMean, 0, Divergence::kTotalVariation},
+    {2.0f, 1.0f, 0.0f, false, true, false, false, Reduction::kSum, 0, Divergence::kTotalVariation},
+    {4.0f, 1.0f, 0.0f, true, true, true, true, Reduction::kMean, 0, Divergence::kDecoupled, 0.2},
+    {4.0f, 0.6f, 0.0f, true, true, false, true, Reduction::kSum, 0, Divergence::kDecoupled, 0.2},
+    {3.0f, 0.6f, 0.0f, true, false, true, true, Reduction::kNone, 0, Divergence::kDecoupled, 1.0},
 };
 inline const Dtype kDtypes[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
 

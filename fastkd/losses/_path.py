@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from fastkd import _front
-from fastkd._validation import check_embeddings
+from fastkd._options import KDLossInputs
+from fastkd._validation import (
+    check_embeddings,
+    check_not_leaf,
+    check_target_range,
+    read_num_items,
+)
+from fastkd.ops import _row_loss
 from fastkd.ops._constant import constant
 from fastkd.ops._with_gradient import Evaluate, Paths
 
@@ -34,6 +41,41 @@ def call_on_embeddings(
     """The same of two batches of embeddings, after their checks."""
     check_embeddings(options.FUNCTION, student, teacher)
     return call(paths, evaluate, student, teacher, options)
+
+
+Around = Callable[[_row_loss.Path, KDLossInputs, Any], Tensor]
+
+
+def call_on_rows(
+    paths: _row_loss.Paths,
+    evaluate: _row_loss.Path,
+    inputs: KDLossInputs,
+    options: Any,
+    around: Around | None = None,
+) -> Tensor:
+    """The loss of rows of logits, after their checks; `around` runs the kernel where not once."""
+    in_plain_python = not torch.compiler.is_compiling()
+    if options.inplace and in_plain_python:
+        check_not_leaf(options.function, inputs.student)
+    path = _front.choose_path(*inputs[:4])
+    unread = path == "reference" or around is not None  # no kernel looks at the target first
+    if unread and in_plain_python and not _front.in_transform():
+        classes = inputs.student.shape[options.dim]
+        check_values(options.function, inputs.target, inputs.num_items, classes, options)
+    if path == "reference":
+        return evaluate(inputs.constant()._replace(teacher=constant(inputs.teacher)), options)
+    run = paths.eager if path == "eager" else paths.compiled
+    return run(inputs, options) if around is None else around(run, inputs, options)
+
+
+def check_values(
+    function: str, target: Tensor | None, num_items: Any, classes: int, options: Any
+) -> None:
+    """What the kernels check as they read: only where looking costs no sync."""
+    if target is not None and _front.is_plain(target) and not target.is_cuda:
+        check_target_range(function, target, options.ignore_index, classes)
+    if isinstance(num_items, Tensor) and _front.is_plain(num_items) and not num_items.is_cuda:
+        read_num_items(function, num_items)
 
 
 def options_of(kind: Callable[..., Options], *values: object) -> Options:

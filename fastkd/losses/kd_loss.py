@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Knowledge distillation with soft targets at a temperature."""
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from fastkd import _front, _validation
+from fastkd import _front
 from fastkd._options import Divergence, KDLossInputs, KDLossOptions, Reduction
+from fastkd._validation import check_kd_loss
 from fastkd.losses._module import LossModule
-from fastkd.losses._path import options_of
-from fastkd.ops import kd_loss as ops
-from fastkd.ops._constant import constant
-from fastkd.reference.kd_loss import evaluate as evaluate_reference
+from fastkd.losses._path import call_on_rows, options_of
+from fastkd.ops._row_loss import Path
+from fastkd.ops.kd_loss import PATHS
+from fastkd.reference._standard import standardized
+from fastkd.reference.kd_loss import evaluate
 
 
 def kd_loss(
@@ -21,6 +26,7 @@ def kd_loss(
     temperature: float = 1.0,
     alpha: float = 0.5,
     divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
     dim: int = -1,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
@@ -29,6 +35,8 @@ def kd_loss(
     num_items: int | Tensor | None = None,
     temperature_squared: bool = True,
     common_vocab: bool = False,
+    standardize_logits: bool = False,
+    inplace: bool = False,
 ) -> Tensor:
     r"""Distil a student from a teacher's soft targets, and from labels where there are any.
 
@@ -36,13 +44,23 @@ def kd_loss(
     :math:`q = \mathrm{softmax}(s / T)` of the student, the loss of a row is
 
     .. math::
-        \ell = \alpha \, T^2 \, \mathrm{KL}(p \,\|\, q)
-             + (1 - \alpha) \, \mathrm{CE}(\mathrm{softmax}(s), y)
+        \ell = \alpha \, T^2 \, D(p, q) + (1 - \alpha) \, \mathrm{CE}(\mathrm{softmax}(s), y)
 
-    in nats, and :math:`\ell = T^2 \, \mathrm{KL}(p \| q)` without a target. The cross-entropy is
-    taken at temperature 1. A class with p = 0 adds 0, and q = 0 where p > 0 gives +inf, so logits
-    of -inf (masked classes) are legal; a row that is all -inf, or holds NaN or +inf, gives NaN.
-    Equal logits give a divergence and a gradient of exactly 0 in the kernels.
+    in nats, and :math:`\ell = T^2 \, D(p, q)` without a target. The cross-entropy is taken at
+    temperature 1. The divergence is one of
+
+    .. math::
+        \texttt{forward\_kl}: \; & \mathrm{KL}(p \,\|\, q) = \sum_c p_c \log (p_c / q_c) \\
+        \texttt{reverse\_kl}: \; & \mathrm{KL}(q \,\|\, p) \\
+        \texttt{js}: \; & \beta \, \mathrm{KL}(p \,\|\, m) + (1 - \beta) \, \mathrm{KL}(q \,\|\, m),
+                         \quad m = \beta p + (1 - \beta) q \\
+        \texttt{tv}: \; & \tfrac{1}{2} \sum_c |p_c - q_c|
+
+    A class that both lack adds 0, so logits of -inf (masked classes) are legal. Forward KL is +inf
+    where a student lacks a class of its teacher, reverse KL where a teacher lacks one of its
+    student (with a gradient of NaN or infinity); "js" and "tv" are finite. A row that is all -inf,
+    or holds NaN or +inf, gives NaN. Equal logits give a divergence and a gradient of exactly 0 in
+    the kernels.
 
     Arithmetic is float32 at least, whatever the logits' type. The gradient is computed together
     with the loss; double backward (create_graph) runs through the PyTorch reference. As for any op
@@ -59,7 +77,14 @@ def kd_loss(
         alpha: weight of the distillation term, in [0, 1]; the hard term weighs 1 - alpha.
             (Libraries disagree: torchdistill's alpha weighs the hard term.) Has no effect without
             a target.
-        divergence: "forward_kl", the only one so far.
+        divergence: "forward_kl", "reverse_kl", "js" (generalised Jensen-Shannon) or "tv" (total
+            variation).
+        beta: weight of the teacher in the mixture of "js", in [1e-6, 1 - 1e-6], or 0 or 1. These
+            are taken to mean forward and reverse KL, as in GKD; they are not the limits of the
+            formula, which tends to 0 at both ends (as beta times forward and 1 - beta times reverse
+            KL). float32 leaves an error of some 1e-8 nats, which is most of a "js" smaller than
+            that (beta near an end, or student and teacher nearly equal). Has no effect on the
+            others.
         dim: the class dimension: -1 for (N, C) and (B, T, V), 1 for (N, C, H, W).
         ignore_index: the target value of rows that do not count.
         label_smoothing: in [0, 1], of the hard term, as in torch.nn.functional.cross_entropy.
@@ -75,6 +100,24 @@ def kd_loss(
         common_vocab: whether the class counts may differ (padded vocabularies). The soft term
             then takes the first min(C_s, C_t) classes, renormalised; the hard term takes all of the
             student's.
+        standardize_logits: whether the divergence is that of the rows' z-scores,
+            z = (x - mean) / (deviation + 1e-7) with the sample's deviation over the classes, each
+            side's own: scale and shift of the logits then do not matter to it. The hard term takes
+            the logits as they are. Classes at -inf, or at float32's lowest number, stay masked and
+            do not count; a row of equal logits has z = 0 and gets no gradient. The z-scores are
+            torch's own operations around the kernels: slower than without, with about eight tensors
+            of the logits' size in float32 where kd_loss has one. Under torch.compile with alpha = 1
+            a target out of range gives NaN.
+        inplace: whether the gradient may be written over the student's logits, which saves their
+            size in memory and loses their values: other losses and metrics have to be computed
+            before, as what reads the logits later reads the gradient. Autograd is told: backward of
+            an earlier use that kept them raises its error, as does create_graph=True; where they
+            are a view, ask for the gradient of what they are a view of. They must be an output of
+            the model, not a leaf, and what backward passes on lies in their memory. Overwritten are
+            logits whose gradient an eager kernel computes; under torch.compile, in transforms, in
+            float64 and without a gradient they stay as they are. backward(retain_graph=True), and
+            strides that the kernels do not read (every second class, say), take memory all the
+            same.
 
     Returns:
         The loss: float32, or float64 if one of the logits is. Where no row counts it is 0 with a
@@ -89,7 +132,11 @@ def kd_loss(
 
     References:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531,
-        section 2.
+        section 2. Reverse KL: Gu, Dong, Wei, Huang: MiniLLM, arXiv:2306.08543. "js": Agarwal et
+        al.: On-Policy Distillation of Language Models, arXiv:2306.13649, section 2. "tv": Wen, Li,
+        Du, Mou: f-Divergence Minimization for Sequence-Level Knowledge Distillation,
+        arXiv:2307.15190. z-scores: Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge
+        Distillation, arXiv:2403.01427.
 
     Example:
         >>> import torch, fastkd
@@ -107,12 +154,15 @@ def kd_loss(
             temperature,
             alpha,
             divergence,
+            beta,
             dim,
             ignore_index,
             label_smoothing,
             reduction,
             temperature_squared,
             common_vocab,
+            standardize_logits,
+            inplace,
         ),
     )
 
@@ -126,12 +176,15 @@ class KDLoss(LossModule):
         temperature: float = 1.0,
         alpha: float = 0.5,
         divergence: Divergence = "forward_kl",
+        beta: float = 0.5,
         dim: int = -1,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
         temperature_squared: bool = True,
         common_vocab: bool = False,
+        standardize_logits: bool = False,
+        inplace: bool = False,
     ) -> None:
         """Store the options; see `fastkd.kd_loss`."""
         super().__init__(
@@ -139,12 +192,15 @@ class KDLoss(LossModule):
                 temperature,
                 alpha,
                 divergence,
+                beta,
                 dim,
                 ignore_index,
                 label_smoothing,
                 reduction,
                 temperature_squared,
                 common_vocab,
+                standardize_logits,
+                inplace,
             )
         )
 
@@ -163,23 +219,42 @@ class KDLoss(LossModule):
 
 
 def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
-    if _front.is_ordinary_call(inputs, options.dim):
-        return ops.eager(inputs, options)
-    _validation.check_kd_loss(inputs, options)
-    path = _front.choose_path(*inputs[:4])
-    if path != "reference":
-        return (ops.eager if path == "eager" else ops.compiled)(inputs, options)
-    if not torch.compiler.is_compiling() and not _front.in_transform():
-        _check_values(inputs, options)
-    inputs = inputs.constant()._replace(teacher=constant(inputs.teacher))
-    return evaluate_reference(inputs, options)
+    standardizes = options.standardize_logits and (inputs.target is None or options.alpha != 0)
+    plain = not standardizes and not options.inplace
+    if plain and _front.is_ordinary_call(inputs, options.dim):
+        return PATHS.eager(inputs, options)
+    check_kd_loss(inputs, options)
+    around = _standardized if standardizes else None
+    return call_on_rows(PATHS, evaluate, inputs, options, around)
 
 
-def _check_values(inputs: KDLossInputs, options: KDLossOptions) -> None:
-    """What the kernels check as they read, for the reference: only where looking costs no sync."""
-    target, num_items = inputs.target, inputs.num_items
-    if target is not None and _front.is_plain(target) and not target.is_cuda:
-        classes = inputs.student.shape[options.dim]
-        _validation.check_target_range("kd_loss", target, options.ignore_index, classes)
-    if isinstance(num_items, Tensor) and _front.is_plain(num_items) and not num_items.is_cuda:
-        _validation.read_num_items("kd_loss", num_items)
+def _standardized(run: Path, inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
+    """Both terms by the kernels: the soft one of z-scores, the hard one of the logits."""
+    options = replace(options, standardize_logits=False)
+    student, teacher, target, sample_weight, _ = inputs
+    dim = options.dim % student.ndim
+    shared = min(student.shape[dim], teacher.shape[dim])  # differ only with common_vocab
+    weight = None if sample_weight is None else sample_weight.detach()
+    if target is not None:
+        ignored = target == options.ignore_index
+        outside = (target < 0) | (target >= student.shape[dim])
+        ones = torch.ones_like(target, dtype=torch.float32)
+        weight = (ones if weight is None else weight).masked_fill(outside, math.nan)
+        weight = weight.masked_fill(ignored, 0)
+
+    def scores(logits: Tensor) -> Tensor:
+        logits = logits.narrow(dim, 0, shared).to(torch.float32)
+        if weight is not None:  # rows that do not count may hold anything, NaN too
+            logits = logits.masked_fill((weight == 0).unsqueeze(dim), 0)
+        return standardized(logits, dim)
+
+    with torch.no_grad():
+        teacher_scores = scores(teacher)
+    soft_inputs = inputs._replace(
+        student=scores(student), teacher=teacher_scores, target=None, sample_weight=weight
+    )
+    soft = run(soft_inputs, replace(options, inplace=False))
+    if target is None or options.alpha == 1:
+        return soft
+    hard = run(inputs, replace(options, alpha=0.0))
+    return options.alpha * soft + (1 - options.alpha) * hard

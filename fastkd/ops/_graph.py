@@ -23,13 +23,16 @@ def versions_of(constants: Sequence[Tensor | None]) -> Versions:
 
 
 def check_unchanged(
-    function: str, names: str, constants: Sequence[Tensor | None], versions: Versions
+    function: str,
+    names: str,
+    constants: Sequence[Tensor | None],
+    versions: Versions,
+    reader: str = "backward(create_graph=True)",
 ) -> None:
-    """Raise where double backward would read what the loss has not seen."""
+    """Raise where backward, double backward mostly, would read what the loss has not seen."""
     if versions_of(constants) != versions:
         raise RuntimeError(
-            f"{function}: {names} was changed in place before backward(create_graph=True), "
-            "which reads it again"
+            f"{function}: {names} was changed in place before {reader}, which reads it again"
         )
 
 

@@ -8,9 +8,12 @@ teacher should learn too; they take the options of the function of the same name
 from fastkd.reference.attention_transfer_loss import attention_transfer_loss
 from fastkd.reference.correlation_loss import correlation_loss
 from fastkd.reference.cosine_similarity_loss import cosine_similarity_loss
+from fastkd.reference.decoupled_kd_loss import decoupled_kd_loss
+from fastkd.reference.dist_loss import dist_loss
 from fastkd.reference.fsp_loss import fsp_loss
 from fastkd.reference.hint_loss import hint_loss
 from fastkd.reference.kd_loss import kd_loss
+from fastkd.reference.linear_kd_loss import linear_kd_loss
 from fastkd.reference.logit_mse_loss import logit_mse_loss
 from fastkd.reference.nst_loss import nst_loss
 from fastkd.reference.pkt_loss import pkt_loss
@@ -23,9 +26,12 @@ __all__ = [
     "attention_transfer_loss",
     "correlation_loss",
     "cosine_similarity_loss",
+    "decoupled_kd_loss",
+    "dist_loss",
     "fsp_loss",
     "hint_loss",
     "kd_loss",
+    "linear_kd_loss",
     "logit_mse_loss",
     "nst_loss",
     "pkt_loss",

@@ -10,8 +10,13 @@ from torch import Tensor
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     """All in the widest of their types, float32 at least."""
-    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    dtype = widest_dtype(*tensors)
     return tuple(t.to(dtype) for t in tensors)
+
+
+def widest_dtype(*tensors: Tensor) -> torch.dtype:
+    """Of their types and float32."""
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
 
 
 def kept(constant: Tensor) -> Tensor:

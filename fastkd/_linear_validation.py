@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of linear_kd_loss's tensors: what was expected, what was received, before any work."""
+
+import torch
+from torch import Tensor
+
+from fastkd._linear_options import FUNCTION, LinearKDLossInputs, LinearKDLossOptions
+from fastkd._validation import (
+    check_device,
+    check_floating,
+    check_num_items,
+    check_sample_weight,
+    check_target,
+)
+
+
+def check_linear_kd_loss(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> None:
+    """Check types, dtypes, shapes and devices of a call."""
+    hidden = inputs.student_hidden
+    _check_layer("student", *inputs.student, hidden)
+    name, shape, teacher_classes = _check_teacher(inputs)
+    rows, classes = hidden.shape[:-1], inputs.student_weight.shape[0]
+    if shape[:-1] != rows:
+        raise ValueError(
+            f"{FUNCTION}: {name} must have the rows of student_hidden, {tuple(rows)}, "
+            f"got shape {tuple(shape)}"
+        )
+    if teacher_classes != classes and not options.common_vocab:
+        raise ValueError(
+            f"{FUNCTION}: the teacher must have the student's {classes} classes, "
+            f"got {teacher_classes} (common_vocab=True lets them differ)"
+        )
+    if 0 in (classes, teacher_classes):
+        raise ValueError(
+            f"{FUNCTION}: there must be at least one class a side, "
+            f"got {classes} and {teacher_classes}"
+        )
+    dim = hidden.ndim - 1
+    if inputs.target is not None:
+        check_target(FUNCTION, inputs.target, hidden, dim)
+    if inputs.sample_weight is not None:
+        check_sample_weight(FUNCTION, inputs.sample_weight, hidden, dim)
+    if inputs.num_items is not None:
+        check_num_items(FUNCTION, inputs.num_items, options.reduction, hidden)
+
+
+def _check_teacher(inputs: LinearKDLossInputs) -> tuple[str, torch.Size, int]:
+    """The name and shape of what has the teacher's rows, and how many classes it has."""
+    logits, hidden, weight = inputs.teacher_logits, inputs.teacher_hidden, inputs.teacher_weight
+    names = ("teacher_hidden", "teacher_weight", "teacher_bias")
+    given = [name for name in names if getattr(inputs, name) is not None]
+    if logits is not None:
+        if given:
+            raise TypeError(
+                f"{FUNCTION}: teacher_logits take the place of teacher_hidden, teacher_weight and "
+                f"teacher_bias, got {', '.join(given)} too"
+            )
+        check_floating(FUNCTION, "teacher_logits", logits)
+        check_device(FUNCTION, "teacher_logits", logits, inputs.student_hidden)
+        if logits.ndim == 0:
+            raise ValueError(f"{FUNCTION}: teacher_logits must have shape (..., V), got a scalar")
+        return "teacher_logits", logits.shape, logits.shape[-1]
+    if hidden is None or weight is None:
+        raise TypeError(
+            f"{FUNCTION}: expected teacher_hidden and teacher_weight, or teacher_logits, "
+            f"got {' and '.join(given) or 'none of them'}"
+        )
+    _check_layer("teacher", hidden, weight, inputs.teacher_bias, inputs.student_hidden)
+    return "teacher_hidden", hidden.shape, weight.shape[0]
+
+
+def _check_layer(
+    side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, student: Tensor
+) -> None:
+    """Check what gives one side's logits."""
+    layer = {f"{side}_hidden": hidden, f"{side}_weight": weight}
+    if bias is not None:
+        layer[f"{side}_bias"] = bias
+    for name, tensor in layer.items():
+        check_floating(FUNCTION, name, tensor)
+        check_device(FUNCTION, name, tensor, student)
+    if hidden.ndim == 0 or weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"{FUNCTION}: {side}_weight must have shape (V, H) for {side}_hidden of shape "
+            f"(..., H), got {tuple(weight.shape)} for {tuple(hidden.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{FUNCTION}: {side}_bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
+        )
+    dtypes = [str(tensor.dtype) for tensor in layer.values()]
+    if len(set(dtypes)) > 1 and not _autocasts(hidden.device.type):
+        raise TypeError(
+            f"{FUNCTION}: {', '.join(layer)} must have one dtype outside of autocast, "
+            f"got {', '.join(dtypes)}"
+        )
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

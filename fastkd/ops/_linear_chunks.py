@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""linear_kd_loss, a chunk of rows at a time: loss and gradients.
+
+A chunk's logits are products by torch; kd_loss's kernel writes its gradient over the student's, and
+products of that are added up in float32 at least. All are gradients of the sum of the row losses:
+the reduction's factor is put on in backward, together with grad_loss.
+"""
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastkd import _front
+from fastkd._linear_options import FUNCTION, LinearKDLossInputs, LinearKDLossOptions
+from fastkd._options import KDLossInputs, KDLossOptions
+from fastkd._reduction import reduce_total
+from fastkd._validation import read_num_items
+from fastkd.ops import kd_loss as of_logits
+from fastkd.ops._linear_gradients import Gradients, GradientSums, Wanted
+from fastkd.ops._row_kernel import Result as ChunkResult
+from fastkd.reference.kd_loss import evaluate as evaluate_logits
+
+# Bytes of a chunk's logits where chunk_rows="auto", for the memory. On the CPU, whose products pack
+# the weight anew for each chunk, larger ones are faster; a GPU's have not been measured.
+_CHUNK_BYTES = {"cpu": 16 << 20}
+_CHUNK_BYTES_ELSEWHERE = 256 << 20
+_LEAST_ROWS = 64
+
+Dtypes = tuple[torch.dtype, torch.dtype | None]  # of the products of student and teacher
+
+
+class Result(NamedTuple):
+    """Of all chunks."""
+
+    loss: Tensor
+    grads: Gradients  # of the sum of the row losses
+    scale: Tensor  # [], what the reduction multiplies that sum by
+
+
+class _Layer(NamedTuple):
+    """What gives one side's logits, in the dtype of its products."""
+
+    hidden: Tensor  # [N, H]
+    weight: Tensor
+    bias: Tensor | None
+
+    def logits(self, hidden: Tensor, buffer: Tensor) -> Tensor:
+        out = buffer[: len(hidden)]
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.t(), out=out)
+        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+
+
+def _layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Layer:
+    rows = hidden.detach().reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1]).to(dtype)
+    bias = None if bias is None else bias.detach().to(dtype)
+    return _Layer(rows, weight.detach().to(dtype), bias)
+
+
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """What a linear layer computes in."""
+    device = hidden.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return hidden.dtype
+    return hidden.dtype if hidden.dtype == torch.float64 else torch.get_autocast_dtype(device)
+
+
+class _Rows(NamedTuple):
+    """What is known of each row, [N]."""
+
+    target: Tensor | None
+    weight: Tensor | None
+    ignored: Tensor | None  # rows that do not count, whatever they hold
+
+    def without_ignored(self, hidden: Tensor, part: slice) -> Tensor:
+        """Hidden states of some rows: 0 times what ignored ones hold may be NaN."""
+        if self.ignored is None:
+            return hidden[part]
+        return hidden[part].masked_fill(self.ignored[part].unsqueeze(1), 0)
+
+    def inputs(self, student: Tensor, teacher: Tensor, part: slice) -> KDLossInputs:
+        target = None if self.target is None else self.target[part]
+        weight = None if self.weight is None else self.weight[part]
+        return KDLossInputs(student, teacher, target, weight, None)
+
+
+def _rows_of(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> _Rows:
+    target = None if inputs.target is None else inputs.target.reshape(-1)
+    weight = None if inputs.sample_weight is None else inputs.sample_weight.detach().reshape(-1)
+    ignored = None if weight is None else weight == 0
+    if target is not None:
+        of_target = target == options.ignore_index
+        ignored = of_target if ignored is None else ignored | of_target
+    return _Rows(target, weight, ignored)
+
+
+class _Teacher:
+    """The teacher's logits, a chunk at a time."""
+
+    def __init__(
+        self,
+        inputs: LinearKDLossInputs,
+        softcap: float | None,
+        dtype: torch.dtype | None,
+        step: int,
+    ) -> None:
+        self.whole = inputs.teacher_logits
+        if inputs.teacher_hidden is not None:
+            assert inputs.teacher_weight is not None
+            assert dtype is not None
+            of_teacher = inputs.teacher_hidden, inputs.teacher_weight, inputs.teacher_bias
+            self.layer = _layer(*of_teacher, dtype)
+            self.softcap = softcap
+            self.buffer = self.layer.hidden.new_empty(step, len(self.layer.weight))
+
+    def logits(self, part: slice) -> Tensor:
+        if self.whole is not None:
+            return _rows(self.whole.detach(), part)
+        logits = self.layer.logits(self.layer.hidden[part], self.buffer)
+        return _cap(logits, self.softcap, None)
+
+
+def run(
+    inputs: LinearKDLossInputs,
+    options: LinearKDLossOptions,
+    dtypes: Dtypes,
+    wanted: Wanted,
+    row_scale: Tensor | None = None,
+) -> Result:
+    """The loss, and the wanted gradients of the sum of the row losses (times `row_scale`)."""
+    student = _layer(*inputs.student, dtypes[0])
+    rows = _rows_of(inputs, options)
+    count = len(student.hidden)
+    step = min(_chunk_rows(student.weight, options.chunk_rows), max(count, 1))
+    teacher = _Teacher(inputs, options.logit_softcap, dtypes[1], step)
+    buffer = student.hidden.new_empty(step, len(student.weight))
+    capped = options.logit_softcap is not None and any(wanted)
+    slopes = torch.empty_like(buffer) if capped else None
+    sums = GradientSums(student.hidden, student.weight, wanted)
+    weighed = rows
+    if row_scale is not None:
+        scaled = row_scale if rows.weight is None else row_scale * rows.weight
+        weighed = rows._replace(weight=scaled)
+    by_rows = options.reduction == "none" and row_scale is None
+    chunk_options = replace(options.kd, reduction="none" if by_rows else "sum", inplace=True)
+    losses = []
+    for begin in range(0, count, step):
+        part = slice(begin, min(begin + step, count))
+        slope = None if slopes is None else slopes[: part.stop - begin]
+        hidden = rows.without_ignored(student.hidden, part)
+        logits = _cap(student.logits(hidden, buffer), options.logit_softcap, slope)
+        chunk = weighed.inputs(logits, teacher.logits(part), part)
+        loss, grad, unscale = _differentiate(chunk, chunk_options, any(wanted))
+        losses.append(loss)
+        if grad is not None:
+            if slope is not None:
+                grad.mul_(slope)
+            sums.add(part, hidden, grad, unscale)
+    dtype = _loss_dtype(dtypes[0], inputs, dtypes[1])
+    if by_rows:
+        shape = inputs.student_hidden.shape[:-1]
+        loss = torch.cat(losses).view(shape) if losses else buffer.new_zeros(shape, dtype=dtype)
+        return Result(loss, sums.grads, loss.new_ones(()))
+    exact = torch.stack(losses).double().sum() if losses else buffer.new_zeros(()).double()
+    total = exact.to(dtype)
+    batch_size = inputs.student_hidden.shape[0] if inputs.student_hidden.ndim > 1 else 1
+    num_items = _settled(inputs.num_items)
+    rest = _count(rows, count), options.reduction, batch_size, num_items
+    scale = reduce_total(torch.ones_like(total), *rest)
+    return Result(reduce_total(total, *rest), sums.grads, scale)
+
+
+def _settled(num_items: float | Tensor | None) -> float | Tensor | None:
+    """As kd_loss's kernels take it: negative is an error, or NaN where nothing waits to see it."""
+    if isinstance(num_items, Tensor) and num_items.is_cuda:
+        wide = num_items.double()
+        return wide.masked_fill(wide < 0, math.nan)
+    return None if num_items is None else read_num_items(FUNCTION, num_items)
+
+
+def _loss_dtype(
+    student: torch.dtype, inputs: LinearKDLossInputs, teacher: torch.dtype | None
+) -> torch.dtype:
+    logits = inputs.teacher_logits
+    other = teacher if logits is None else logits.dtype
+    assert other is not None
+    return torch.promote_types(torch.promote_types(student, other), torch.float32)
+
+
+def _chunk_rows(weight: Tensor, chunk_rows: int | str) -> int:
+    if not isinstance(chunk_rows, str):
+        return chunk_rows
+    budget = _CHUNK_BYTES.get(weight.device.type, _CHUNK_BYTES_ELSEWHERE)
+    return max(_LEAST_ROWS, budget // (len(weight) * weight.element_size()))
+
+
+def _cap(logits: Tensor, softcap: float | None, slope: Tensor | None) -> Tensor:
+    """In place; `slope` becomes the derivative."""
+    if softcap is None:
+        return logits
+    logits.div_(softcap).tanh_()
+    if slope is not None:
+        torch.mul(logits, logits, out=slope).neg_().add_(1)
+    return logits.mul_(softcap)
+
+
+def _rows(logits: Tensor, part: slice) -> Tensor:
+    """Some rows of logits (..., V), counted along all dimensions but the last."""
+    if logits.ndim == 1:
+        return logits.unsqueeze(0)
+    try:
+        return logits.view(-1, logits.shape[-1])[part]
+    except RuntimeError:  # a shifted or transposed sequence: only the chunk is copied
+        places = torch.arange(part.start, part.stop, device=logits.device)
+        return logits[torch.unravel_index(places, logits.shape[:-1])]
+
+
+def _differentiate(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> ChunkResult:
+    """Loss and gradient of a chunk's logits, whose memory the gradient takes where a kernel can."""
+    path = _front.choose_path(*inputs[:4])
+    if path == "eager" and not options.standardize_logits:
+        return of_logits.forward(inputs, options, with_grad)
+    leaf = inputs.student.detach().requires_grad_(with_grad)
+    with torch.set_grad_enabled(with_grad):
+        loss = evaluate_logits(inputs._replace(student=leaf), options)
+        total = loss.sum()
+    grad = torch.autograd.grad(total, leaf)[0] if with_grad else None
+    return ChunkResult(loss.detach(), grad, None)
+
+
+def _count(rows: _Rows, count: int) -> float | Tensor:
+    """The denominator of "mean"."""
+    if rows.ignored is None:
+        return count
+    if rows.weight is None:
+        return (~rows.ignored).sum(dtype=torch.float64)
+    return rows.weight.masked_fill(rows.ignored, 0).sum(dtype=torch.float64)
+
+
+def product_dtypes(inputs: LinearKDLossInputs) -> Dtypes:
+    """Of the products of student and teacher."""
+    teacher = inputs.teacher_hidden
+    return product_dtype(inputs.student_hidden), teacher if teacher is None else product_dtype(
+        teacher
+    )

@@ -150,13 +150,14 @@ def assert_warns_of_this_file(call: Callable[[], object], line: int) -> None:
 @pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
 def test_the_warning_names_the_line_of_the_call(case: LossCase) -> None:
     function, module = getattr(fastkd, case.loss), case.module()
-    student, teacher = case.make_inputs(case.geometry).tensors
+    inputs = case.make_inputs(case.geometry)
+    target = {name: value for name, value in inputs.keywords.items() if name == "target"}
 
     def call_function() -> None:
-        function(student, teacher, **case.options)
+        function(*inputs.tensors, **target, **case.options)
 
     def call_module() -> None:
-        module(student, teacher)
+        module(*inputs.tensors, **target)
 
     for call in (call_function, call_module):
         assert_warns_of_this_file(call, call.__code__.co_firstlineno + 1)
@@ -200,7 +201,7 @@ def test_what_cuda_refuses_is_an_error_with_the_way_out() -> None:
     described = (logits.data_ptr(), 0, (4, 10), (10, 1))
     with pytest.raises(RuntimeError, match=r"fastkd: CUDA refused \w+: .+fastkd\.reference has"):
         cuda.kd_loss(
-            *(cuda.KdLossOptions(1.0, 1.0, 0.0, 0.0), cuda.RowOptions(2, -100)),
+            *(cuda.KdLossOptions(1.0, 1.0, 0.0, 0.0, 0, 0.5, 0.0), cuda.RowOptions(2, -100)),
             *(1, 4, -1.0, 0, described, described, 0, 0, memory.data_ptr(), 0, None),
             *(memory.data_ptr(), 0, 0),
         )

@@ -12,6 +12,7 @@
 #include "core/logit_args.h"
 #include "core/pair_args.h"
 #include "losses/kd_loss.h"
+#include "losses/topk_kd_loss.h"
 
 namespace fastkd {
 
@@ -19,6 +20,7 @@ enum class Status {
   kOk,
   kUnsupportedLayout,  // copy the logits to contiguous rows and call again
   kTargetOutOfRange,
+  kNamedClasses,  // what a teacher tells of a row is no set of classes, or no log-probabilities
   kOutOfMemory,
   kThreadPoolFailed,
   kLaunchFailed,
@@ -26,7 +28,7 @@ enum class Status {
 
 struct Outcome {
   Status status = Status::kOk;
-  int64_t row = -1;              // of kTargetOutOfRange
+  int64_t row = -1;              // of kTargetOutOfRange and kNamedClasses
   const char* kernel = nullptr;  // of kLaunchFailed, and CUDA's word for it
   const char* reason = nullptr;
 };
@@ -36,6 +38,10 @@ int64_t workspace_bytes(int64_t rows);
 
 // KL divergence at a temperature, cross-entropy, and the gradient, in one pass over the logits.
 Outcome kd_loss(const LogitArgs& args, const RowOptions& rows, const KdLossOptions& options);
+
+// The same from a teacher that tells K classes of a row.
+Outcome topk_kd_loss(const LogitArgs& args, const NamedClasses& named, const RowOptions& rows,
+                     const TopKKdLossOptions& options);
 
 // out = grad * grad_loss * unscale, where grad_loss is one number or one per row. In place
 // (out == grad) a factor of exactly 1 costs nothing.

@@ -11,6 +11,7 @@ functional, nn (the public lists)
 from fastkd import functional, nn, reference
 from fastkd._info import info
 from fastkd._labels import shift_labels
+from fastkd._topk import topk_from_logits
 from fastkd._version import __version__
 from fastkd.functional import (
     attention_transfer_loss,
@@ -29,6 +30,7 @@ from fastkd.functional import (
     rkd_distance_loss,
     rkd_loss,
     similarity_preserving_loss,
+    topk_kd_loss,
 )
 from fastkd.nn import (
     AttentionTransferLoss,
@@ -48,6 +50,7 @@ from fastkd.nn import (
     RKDDistanceLoss,
     RKDLoss,
     SimilarityPreservingLoss,
+    TopKKDLoss,
 )
 
 __all__ = [
@@ -68,6 +71,7 @@ __all__ = [
     "RKDDistanceLoss",
     "RKDLoss",
     "SimilarityPreservingLoss",
+    "TopKKDLoss",
     "__version__",
     "attention_transfer_loss",
     "correlation_loss",
@@ -90,4 +94,6 @@ __all__ = [
     "rkd_loss",
     "shift_labels",
     "similarity_preserving_loss",
+    "topk_from_logits",
+    "topk_kd_loss",
 ]

@@ -7,7 +7,14 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from fastkd._option_checks import check_real, check_type
-from fastkd._options import Divergence, KDLossOptions, Reduction
+from fastkd._options import (
+    Divergence,
+    KDLossOptions,
+    Reduction,
+    Tail,
+    TeacherValues,
+    TopKKDLossOptions,
+)
 
 FUNCTION = "linear_kd_loss"
 
@@ -22,6 +29,8 @@ class LinearKDLossInputs(NamedTuple):
     teacher_weight: Tensor | None
     teacher_bias: Tensor | None
     teacher_logits: Tensor | None  # in place of the three
+    teacher_values: Tensor | None  # the same, by K classes a row
+    teacher_indices: Tensor | None
     target: Tensor | None
     sample_weight: Tensor | None
     num_items: float | Tensor | None
@@ -48,7 +57,10 @@ class LinearKDLossOptions:
     temperature_squared: bool = True
     common_vocab: bool = False
     standardize_logits: bool = False
+    teacher_is: TeacherValues = "log_probs"
+    tail: Tail = "bucket"
     kd: KDLossOptions = field(init=False, repr=False)  # of a chunk's logits
+    topk: TopKKDLossOptions = field(init=False, repr=False)  # the same, of a top-k teacher
 
     def __post_init__(self) -> None:
         if self.logit_softcap is not None:
@@ -73,3 +85,15 @@ class LinearKDLossOptions:
             function=FUNCTION,
         )
         object.__setattr__(self, "kd", of_logits)
+        of_topk = TopKKDLossOptions(
+            temperature=self.temperature,
+            alpha=self.alpha,
+            teacher_is=self.teacher_is,
+            tail=self.tail,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction,
+            temperature_squared=self.temperature_squared,
+            function=FUNCTION,
+        )
+        object.__setattr__(self, "topk", of_topk)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fastkd._linear_options import FUNCTION, LinearKDLossInputs, LinearKDLossOptions
+from fastkd._topk_validation import check_topk_tensors
 from fastkd._validation import (
     check_device,
     check_floating,
@@ -18,8 +19,10 @@ def check_linear_kd_loss(inputs: LinearKDLossInputs, options: LinearKDLossOption
     """Check types, dtypes, shapes and devices of a call."""
     hidden = inputs.student_hidden
     _check_layer("student", *inputs.student, hidden)
-    name, shape, teacher_classes = _check_teacher(inputs)
+    name, shape, teacher_classes = _check_teacher(inputs, options)
     rows, classes = hidden.shape[:-1], inputs.student_weight.shape[0]
+    if teacher_classes is None:  # of a top-k teacher nobody knows
+        teacher_classes = classes
     if shape[:-1] != rows:
         raise ValueError(
             f"{FUNCTION}: {name} must have the rows of student_hidden, {tuple(rows)}, "
@@ -44,17 +47,25 @@ def check_linear_kd_loss(inputs: LinearKDLossInputs, options: LinearKDLossOption
         check_num_items(FUNCTION, inputs.num_items, options.reduction, hidden)
 
 
-def _check_teacher(inputs: LinearKDLossInputs) -> tuple[str, torch.Size, int]:
+def _check_teacher(
+    inputs: LinearKDLossInputs, options: LinearKDLossOptions
+) -> tuple[str, torch.Size, int | None]:
     """The name and shape of what has the teacher's rows, and how many classes it has."""
     logits, hidden, weight = inputs.teacher_logits, inputs.teacher_hidden, inputs.teacher_weight
-    names = ("teacher_hidden", "teacher_weight", "teacher_bias")
-    given = [name for name in names if getattr(inputs, name) is not None]
+    layer = ("teacher_hidden", "teacher_weight", "teacher_bias")
+    topk = ("teacher_values", "teacher_indices")
+    given = [
+        name for name in (*layer, "teacher_logits", *topk) if getattr(inputs, name) is not None
+    ]
+    forms = [form for form in (layer, ("teacher_logits",), topk) if {*form} & {*given}]
+    if len(forms) > 1:
+        raise TypeError(
+            f"{FUNCTION}: the teacher comes as hidden states and weight, as logits, or as values "
+            f"and indices, got {', '.join(given)}"
+        )
+    if forms == [topk]:
+        return "teacher_values", _check_topk_teacher(inputs, options), None
     if logits is not None:
-        if given:
-            raise TypeError(
-                f"{FUNCTION}: teacher_logits take the place of teacher_hidden, teacher_weight and "
-                f"teacher_bias, got {', '.join(given)} too"
-            )
         check_floating(FUNCTION, "teacher_logits", logits)
         check_device(FUNCTION, "teacher_logits", logits, inputs.student_hidden)
         if logits.ndim == 0:
@@ -62,11 +73,37 @@ def _check_teacher(inputs: LinearKDLossInputs) -> tuple[str, torch.Size, int]:
         return "teacher_logits", logits.shape, logits.shape[-1]
     if hidden is None or weight is None:
         raise TypeError(
-            f"{FUNCTION}: expected teacher_hidden and teacher_weight, or teacher_logits, "
-            f"got {' and '.join(given) or 'none of them'}"
+            f"{FUNCTION}: expected teacher_hidden and teacher_weight, or teacher_logits, or "
+            f"teacher_values and teacher_indices, got {' and '.join(given) or 'none of them'}"
         )
     _check_layer("teacher", hidden, weight, inputs.teacher_bias, inputs.student_hidden)
     return "teacher_hidden", hidden.shape, weight.shape[0]
+
+
+def _check_topk_teacher(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> torch.Size:
+    """Check a teacher known by K classes a row, and return its shape."""
+    values, indices = inputs.teacher_values, inputs.teacher_indices
+    if values is None or indices is None:
+        raise TypeError(
+            f"{FUNCTION}: expected teacher_values and teacher_indices, "
+            f"got {'teacher_indices' if values is None else 'teacher_values'} alone"
+        )
+    check_topk_tensors(FUNCTION, values, indices, inputs.student_hidden, -1)
+    unserved = [
+        f"{name}={value!r}"
+        for name, value, plain in (
+            ("divergence", options.divergence, "forward_kl"),
+            ("standardize_logits", options.standardize_logits, False),
+            ("common_vocab", options.common_vocab, False),
+        )
+        if value != plain
+    ]
+    if unserved:
+        raise ValueError(
+            f"{FUNCTION}: a teacher by teacher_values is compared by forward KL over the student's "
+            f"classes, got {', '.join(unserved)}"
+        )
+    return values.shape
 
 
 def _check_layer(

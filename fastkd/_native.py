@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls the compiled modules, and is the only place that takes an address of a tensor."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from fastkd._native_module import Described, NativeModule
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # Of csrc/losses/divergence.h.
 DIVERGENCE_CODES = {"forward_kl": 0, "reverse_kl": 1, "js": 2, "tv": 3, "decoupled": 4}
+# Of csrc/losses/topk_kd_loss.h.
+TAIL_CODES = {"bucket": 0, "renormalize": 1, "renormalize_teacher": 2, "truncate": 3}
 REDUCTION_CODES = {"none": 0, "sum": 1, "mean": 2, "batchmean": 3}
 # Of csrc/core/pair_args.h.
 CRITERION_CODES = {"smooth_l1": 0, "l1": 1, "l2": 2}
@@ -28,9 +31,9 @@ MAX_RANK = 8  # csrc/core/logit_layout.h
 
 
 class KDLossCall(NamedTuple):
-    """What a call of kd_loss is given besides the logits."""
+    """What a call of kd_loss or topk_kd_loss is given besides the logits."""
 
-    options: Any  # module.KdLossOptions
+    options: Any  # module.KdLossOptions or module.TopKKdLossOptions
     rows: Any  # module.RowOptions
     batch_size: int  # denominator of "batchmean"
     num_items: float | Tensor  # < 0: the reduction's own denominator; [] float64 on the device
@@ -39,6 +42,13 @@ class KDLossCall(NamedTuple):
     loss: Tensor  # float32
     unscale: Tensor | None  # [] float32
     workspace: Tensor | None
+
+
+class TopK(NamedTuple):
+    """A teacher by K classes a row, in the order of the rows."""
+
+    values: Tensor  # [rows, K] float32, contiguous
+    indices: Tensor  # [rows, K] int64, contiguous
 
 
 def new_workspace(module: NativeModule, logits: Tensor, dim: int) -> Tensor | None:
@@ -60,11 +70,38 @@ def kd_loss(
     """Run the kernel; False: it can't read these strides, pass contiguous rows."""
     if student.ndim > MAX_RANK:
         return False
+    return _run_rows(module.kd_loss, call, dim, student, (_describe(teacher),), grad)
+
+
+def topk_kd_loss(
+    module: NativeModule,
+    call: KDLossCall,
+    dim: int,
+    student: Tensor,
+    teacher: TopK,
+    grad: Tensor | None,
+) -> bool:
+    """The same with a teacher known by K classes a row."""
+    if student.ndim > MAX_RANK:
+        return False
+    values, indices = teacher
+    told = values.shape[1], _address(values), _address(indices)
+    return _run_rows(module.topk_kd_loss, call, dim, student, told, grad)
+
+
+def _run_rows(
+    kernel: Callable[..., bool],
+    call: KDLossCall,
+    dim: int,
+    student: Tensor,
+    teacher: tuple[Any, ...],
+    grad: Tensor | None,
+) -> bool:
     options, rows, batch_size, num_items, target, sample_weight, loss, unscale, workspace = call
     on_device = 0
     if isinstance(num_items, Tensor):
         on_device, num_items = num_items.data_ptr(), -1.0
-    return module.kd_loss(
+    return kernel(
         options,
         rows,
         dim,
@@ -72,7 +109,7 @@ def kd_loss(
         num_items,
         on_device,
         _describe(student),
-        _describe(teacher),
+        *teacher,
         _address(target),
         _address(sample_weight),
         loss.data_ptr(),

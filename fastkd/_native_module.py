@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 # csrc/bindings/module.cpp has the same number. Raise both where a function of the modules, its
 # arguments or a code that it takes changes: what was built in place before stays where it is.
-INTERFACE = 4
+INTERFACE = 5
 
 Described = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
@@ -41,6 +41,38 @@ class NativeModule(Protocol):
         num_items_on_device: int,
         student: Described,
         teacher: Described,
+        target: int,
+        sample_weight: int,
+        loss: int,
+        unscale: int,
+        grad: Described | None,
+        workspace: int,
+        device: int,
+        stream: int,
+    ) -> bool: ...
+
+    def TopKKdLossOptions(  # noqa: N802
+        self,
+        temperature: float,
+        soft_weight: float,
+        hard_weight: float,
+        label_smoothing: float,
+        tail: int,
+        logits: bool,
+    ) -> Any: ...
+
+    def topk_kd_loss(
+        self,
+        options: Any,
+        rows: Any,
+        dim: int,
+        batch_size: int,
+        num_items: float,
+        num_items_on_device: int,
+        student: Described,
+        count: int,
+        values: int,
+        indices: int,
         target: int,
         sample_weight: int,
         loss: int,

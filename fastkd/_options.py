@@ -10,6 +10,8 @@ from fastkd._option_checks import check_choice, check_ignore_index, check_real, 
 
 Reduction = Literal["none", "sum", "mean", "batchmean"]
 Divergence = Literal["forward_kl", "reverse_kl", "js", "tv"]
+Tail = Literal["bucket", "renormalize", "renormalize_teacher", "truncate"]
+TeacherValues = Literal["log_probs", "logits"]
 
 
 class KDLossInputs(NamedTuple):
@@ -20,13 +22,19 @@ class KDLossInputs(NamedTuple):
     target: Tensor | None
     sample_weight: Tensor | None
     num_items: float | Tensor | None
+    indices: Tensor | None = None  # the classes that a top-k teacher's values are of
+
+    @property
+    def constants(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The tensors that get no gradient, but for num_items."""
+        return self.teacher, self.target, self.sample_weight, self.indices
 
     def constant(self) -> "KDLossInputs":
         """The same with a gradient for the student only."""
-        student, teacher, target, weight, num_items = self
+        student, teacher, target, weight, num_items, indices = self
         weight = None if weight is None else weight.detach()
         num_items = num_items.detach() if isinstance(num_items, Tensor) else num_items
-        return KDLossInputs(student, teacher.detach(), target, weight, num_items)
+        return KDLossInputs(student, teacher.detach(), target, weight, num_items, indices)
 
 
 class AtTemperature:
@@ -132,3 +140,36 @@ class DecoupledKDLossOptions(RowOptions):
         for name in ("alpha", "beta", "hard_weight"):
             rule = "in [0, 1e6]"
             check_real(self.function, name, getattr(self, name), rule, lambda x: 0 <= x <= 1e6)
+
+
+@dataclass(frozen=True, slots=True)
+class TopKKDLossOptions(RowOptions):
+    """The other arguments of `topk_kd_loss`, validated once."""
+
+    temperature: float = 1.0
+    alpha: float = 0.5
+    teacher_is: TeacherValues = "log_probs"
+    tail: Tail = "bucket"
+    dim: int = -1
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    reduction: Reduction = "mean"
+    temperature_squared: bool = True
+    inplace: bool = False
+    function: str = field(default="topk_kd_loss", repr=False)  # that a message names
+
+    def __post_init__(self) -> None:
+        name = self.function
+        self.check_rows(name)
+        check_real(name, "alpha", self.alpha, "in [0, 1]", lambda x: 0 <= x <= 1)
+        check_choice(name, "teacher_is", self.teacher_is, get_args(TeacherValues))
+        check_choice(name, "tail", self.tail, get_args(Tail))
+        check_real(
+            name, "label_smoothing", self.label_smoothing, "in [0, 1]", lambda x: 0 <= x <= 1
+        )
+        if self.teacher_is == "logits" and self.tail in ("bucket", "truncate"):
+            raise ValueError(
+                f"{name}: tail must be 'renormalize' or 'renormalize_teacher' where "
+                f"teacher_is='logits', got {self.tail!r}: K logits do not tell how much all other "
+                "classes have (topk_from_logits makes log-probabilities, which do)"
+            )

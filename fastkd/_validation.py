@@ -14,7 +14,7 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def check_kd_loss(inputs: KDLossInputs, options: KDLossOptions) -> None:
     """Check types, dtypes, shapes and devices of a call of kd_loss."""
-    student, teacher, target, sample_weight, num_items = inputs
+    student, teacher, target, sample_weight, num_items, _ = inputs
     same_classes = not options.common_vocab
     dim = check_logits("kd_loss", student, teacher, options.dim, same_classes)
     if target is not None:
@@ -27,7 +27,7 @@ def check_kd_loss(inputs: KDLossInputs, options: KDLossOptions) -> None:
 
 def check_decoupled_kd_loss(inputs: KDLossInputs, options: DecoupledKDLossOptions) -> None:
     """Check the same of a call of decoupled_kd_loss."""
-    student, teacher, target, sample_weight, num_items = inputs
+    student, teacher, target, sample_weight, num_items, _ = inputs
     function, dim = options.function, options.dim
     rest = sample_weight, num_items, options.reduction
     dim = check_weighted_logits(function, student, teacher, dim, *rest)

@@ -17,6 +17,7 @@ from fastkd.losses.rkd_angle_loss import rkd_angle_loss
 from fastkd.losses.rkd_distance_loss import rkd_distance_loss
 from fastkd.losses.rkd_loss import rkd_loss
 from fastkd.losses.similarity_preserving_loss import similarity_preserving_loss
+from fastkd.losses.topk_kd_loss import topk_kd_loss
 
 __all__ = [
     "attention_transfer_loss",
@@ -35,4 +36,5 @@ __all__ = [
     "rkd_distance_loss",
     "rkd_loss",
     "similarity_preserving_loss",
+    "topk_kd_loss",
 ]

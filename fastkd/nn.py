@@ -17,6 +17,7 @@ from fastkd.losses.rkd_angle_loss import RKDAngleLoss
 from fastkd.losses.rkd_distance_loss import RKDDistanceLoss
 from fastkd.losses.rkd_loss import RKDLoss
 from fastkd.losses.similarity_preserving_loss import SimilarityPreservingLoss
+from fastkd.losses.topk_kd_loss import TopKKDLoss
 
 __all__ = [
     "AttentionTransferLoss",
@@ -36,4 +37,5 @@ __all__ = [
     "RKDDistanceLoss",
     "RKDLoss",
     "SimilarityPreservingLoss",
+    "TopKKDLoss",
 ]

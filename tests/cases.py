@@ -3,8 +3,8 @@
 
 A loss joins all value, gradient, dtype, layout, compile, error and benchmark runs by a LossCase in
 CASES; nothing else lists losses. loss_case.py says what a case is; logit_cases.py,
-decoupled_cases.py and relational_cases.py have the cases. Losses without a kernel of their own have
-no case here, but in torch_cases.py and linear_cases.py.
+decoupled_cases.py, topk_cases.py and relational_cases.py have the cases. Losses without a kernel of
+their own have no case here, but in torch_cases.py and linear_cases.py.
 """
 
 from decoupled_cases import DECOUPLED_CASES, DECOUPLED_KD_LOSS
@@ -18,6 +18,7 @@ from relational_cases import (
     PAIR_CASES,
     PLAIN_PAIR_CASES,
 )
+from topk_cases import TOPK_CASES, TOPK_KD_LOSS
 
 __all__ = [
     "ATTENTION",
@@ -35,6 +36,7 @@ __all__ = [
     "PLAIN_CASES",
     "PLAIN_LOGIT_CASES",
     "PLAIN_PAIR_CASES",
+    "TOPK_KD_LOSS",
     "BenchRow",
     "Family",
     "Geometry",
@@ -45,10 +47,10 @@ __all__ = [
 
 # A student's and a teacher's tensor and nothing else.
 BATCH_CASES = (*PAIR_CASES, *FEATURE_CASES)
-LOGIT_CASES = (*KD_CASES, *DECOUPLED_CASES)
+LOGIT_CASES = (*KD_CASES, *DECOUPLED_CASES, *TOPK_CASES)
 CASES = (*LOGIT_CASES, *BATCH_CASES)
 
 # Every loss with its plainest case: for tests that are about a path, not about options.
 PLAIN_BATCH_CASES = (*PLAIN_PAIR_CASES, ATTENTION)
-PLAIN_LOGIT_CASES = (KD_LOSS, DECOUPLED_KD_LOSS)
+PLAIN_LOGIT_CASES = (KD_LOSS, DECOUPLED_KD_LOSS, TOPK_KD_LOSS)
 PLAIN_CASES = (*PLAIN_LOGIT_CASES, *PLAIN_BATCH_CASES)

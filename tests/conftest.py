@@ -77,6 +77,7 @@ def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in (
         "kd_loss",
+        "topk_kd_loss",
         "scale_gradient",
         "attention_transfer_loss",
         "attention_transfer_gradient",

@@ -111,6 +111,27 @@ def eager_decoupled_kd_loss(
     return (alpha * of_label + beta * of_others) * temperature**2 / len(student)
 
 
+def eager_topk_kd_loss(
+    student: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    target: Tensor,
+    *,
+    dim: int,
+    alpha: float,
+    reduction: str,
+) -> Tensor:
+    """The named classes gathered, and the rest of the mass as one class more."""
+    assert reduction == "batchmean"
+    named = functional.log_softmax(student, dim).gather(dim, indices)
+    p = values.exp()
+    rest = (1 - p.sum(dim)).clamp(min=1e-6)
+    of_student = (1 - named.exp().sum(dim)).clamp(min=1e-6)
+    soft = (p * (values - named)).sum(dim) + rest * (rest.log() - of_student.log())
+    hard = functional.cross_entropy(student.movedim(dim, 1), target, reduction="sum")
+    return (soft.sum() * alpha + hard * (1 - alpha)) / len(student)
+
+
 def eager_linear_kd_loss(
     student: Tensor,
     student_weight: Tensor,

@@ -50,7 +50,7 @@ def test_compile_takes_a_teacher_from_inference_mode(
     torch._dynamo.reset()
     first = leaf(inputs)
     compiled = torch.compile(case.run, fullgraph=True, backend=backend)
-    compiled(Inputs((first, teacher), inputs.keywords)).backward()
+    compiled(Inputs((first, teacher, *inputs.tensors[2:]), inputs.keywords)).backward()
     torch.testing.assert_close(first.grad, reference_grad(case, inputs))
 
 
@@ -135,7 +135,7 @@ def test_opcheck(case: LossCase) -> None:
         inputs.tensors[1],
         inputs.keywords["target"],
         torch.rand(6),
-        None,
+        *(None, None),
         *(4.0, 0.5, "forward_kl", 0.5, -1, -100, 0.1, "mean", True, False),
         True,
     )
@@ -164,10 +164,10 @@ def test_export(kernel_calls: list[str], case: LossCase, strict: bool) -> None:
     inputs = case.make_inputs(case.geometry)
 
     class Distiller(torch.nn.Module):
-        def forward(self, student: Tensor, teacher: Tensor, keywords: dict[str, Any]) -> Tensor:
-            return case.run(Inputs((student, teacher), keywords))
+        def forward(self, tensors: tuple[Tensor, ...], keywords: dict[str, Any]) -> Tensor:
+            return case.run(Inputs(tensors, keywords))
 
-    arguments = (*inputs.tensors, inputs.keywords)
+    arguments = (inputs.tensors, inputs.keywords)
     program = torch.export.export(Distiller(), arguments, strict=strict)
     assert any("fastkd" in str(node.target) for node in program.graph.nodes)
     kernel_calls.clear()

@@ -107,7 +107,7 @@ def test_a_teacher_from_inference_mode(kernel_calls: list[str], case: LossCase) 
     with torch.inference_mode():
         teacher = inputs.tensors[1] * 1.0
     first = leaf(inputs)
-    case.run(Inputs((first, teacher), inputs.keywords)).backward()
+    case.run(Inputs((first, teacher, *inputs.tensors[2:]), inputs.keywords)).backward()
     torch.testing.assert_close(first.grad, reference_grad(case, inputs))
     assert kernel_calls
 
@@ -117,7 +117,7 @@ def test_the_teacher_may_change_after_the_loss(case: LossCase) -> None:
     inputs = case.make_inputs(case.geometry)
     first, teacher = leaf(inputs), inputs.tensors[1].clone()
     expected = reference_grad(case, inputs)
-    loss = case.run(Inputs((first, teacher), inputs.keywords))
+    loss = case.run(Inputs((first, teacher, *inputs.tensors[2:]), inputs.keywords))
     teacher.zero_()
     (grad,) = torch.autograd.grad(loss, first, retain_graph=True)
     torch.testing.assert_close(grad, expected)
@@ -143,7 +143,7 @@ def test_the_teacher_is_let_go_after_backward(case: LossCase) -> None:
     inputs = case.make_inputs(case.geometry)
     teacher = inputs.tensors[1].clone()
     gone = weakref.ref(teacher)
-    loss = case.run(Inputs((leaf(inputs), teacher), inputs.keywords))
+    loss = case.run(Inputs((leaf(inputs), teacher, *inputs.tensors[2:]), inputs.keywords))
     loss.backward()
     del teacher
     assert gone() is None
@@ -212,11 +212,10 @@ def test_the_teacher_gets_no_gradient(case: LossCase) -> None:
     teacher = inputs.tensors[1].requires_grad_()
     for dtype in (torch.float32, torch.float64):  # the kernel and the reference
         student = inputs.tensors[0].to(dtype).requires_grad_()
-        case.run(Inputs((student, teacher.to(dtype)), inputs.keywords)).backward()
+        others = teacher.to(dtype), *inputs.tensors[2:]
+        case.run(Inputs((student, *others), inputs.keywords)).backward()
         assert teacher.grad is None
-        assert not case.run(
-            Inputs((student.detach(), teacher.to(dtype)), inputs.keywords)
-        ).requires_grad
+        assert not case.run(Inputs((student.detach(), *others), inputs.keywords)).requires_grad
 
 
 @every_case

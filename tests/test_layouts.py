@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import ATTENTION, PLAIN_LOGIT_CASES, PLAIN_PAIR_CASES, Geometry, Inputs, LossCase
+from cases import (
+    ATTENTION,
+    PLAIN_LOGIT_CASES,
+    PLAIN_PAIR_CASES,
+    TOPK_KD_LOSS,
+    Geometry,
+    Inputs,
+    LossCase,
+)
 from test_values import assert_matches_truth, value_and_grad
 from torch import Tensor
 
@@ -93,13 +101,12 @@ def name(value: object) -> str:
 
 def with_layout(inputs: Inputs, change: Callable[[Tensor], Tensor], which: str) -> Inputs:
     """The same values in other strides."""
-    student, teacher = inputs.tensors
+    student, *teacher = inputs.tensors
     tensors = (
         change(student) if which != "teacher" else student,
-        change(teacher) if which != "student" else teacher,
+        *(change(each) if which != "student" else each for each in teacher),
     )
-    assert tensors[0].equal(student)
-    assert tensors[1].equal(teacher)
+    assert all(map(torch.equal, tensors, inputs.tensors))
     return Inputs(tensors, inputs.keywords)
 
 
@@ -119,6 +126,8 @@ def test_usual_strides_are_read_without_a_copy(
 
     monkeypatch.setattr(_row_kernel, "_class_rows", copied)
     inputs = with_layout(case.make_inputs(geometry, dtype), change, "both")
+    if case is TOPK_KD_LOSS and inputs.tensors[0].stride(geometry.dim) != 1:
+        pytest.skip("its kernels read rows alone")
     assert_matches_truth(case, inputs)
 
 
@@ -139,10 +148,10 @@ def test_any_strides_give_the_same_result(
 @logit_case
 def test_expanded_and_broadcast_logits(backend: str, case: LossCase) -> None:
     inputs = case.make_inputs(Geometry((6, 11)))
-    student, teacher = inputs.tensors
-    one_teacher = Inputs((student, teacher[:1].expand(6, 11)), inputs.keywords)
+    student, teacher, *rest = inputs.tensors
+    one_teacher = Inputs((student, teacher[:1].expand(6, 11), *rest), inputs.keywords)
     assert_matches_truth(case, one_teacher)
-    flat = Inputs((student, teacher[:, :1].expand(6, 11)), inputs.keywords)
+    flat = Inputs((student, teacher[:, :1].expand(6, 11), *rest), inputs.keywords)
     assert_matches_truth(case, flat)
 
 

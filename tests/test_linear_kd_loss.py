@@ -260,7 +260,7 @@ def test_compiled_as_one_graph(options: dict[str, Any]) -> None:
 def test_the_op_refuses_what_it_lacks() -> None:
     for options in ({"reduction": "none"}, {"standardize_logits": True}):
         checked = ops.LinearKDLossOptions(**options)
-        inputs = ops.LinearKDLossInputs(H, W, None, T, TW, *(None,) * 5)
+        inputs = ops.LinearKDLossInputs(H, W, None, T, TW, *(None,) * 7)
         with pytest.raises(ValueError, match="fastkd::linear_kd_loss serves neither"):
             ops.compiled(inputs, checked)
 
@@ -350,8 +350,8 @@ def test_teachers_of_inference_mode_serve() -> None:
 H, W, T, TW = torch.zeros(8, 4), torch.zeros(10, 4), torch.zeros(8, 3), torch.zeros(10, 3)
 BAD: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
     (TypeError, "expected teacher_hidden and teacher_weight, or .* got none of them", (H, W), {}),
-    (TypeError, "or teacher_logits, got teacher_hidden", (H, W, T), {}),
-    (TypeError, "take the place of .* got teacher_hidden, teacher_weight too", (H, W, T, TW),
+    (TypeError, "or teacher_values and teacher_indices, got teacher_hidden", (H, W, T), {}),
+    (TypeError, "as values and indices, got teacher_hidden, teacher_weight, tea", (H, W, T, TW),
      {"teacher_logits": torch.zeros(8, 10)}),
     (TypeError, "student_hidden must be a torch.Tensor, got list", ([1.0], W, T, TW), {}),
     (TypeError, "student_weight must have dtype .* got torch.int64", (H, W.long(), T, TW), {}),

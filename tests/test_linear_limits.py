@@ -131,8 +131,9 @@ def test_compiled_takes_hidden_states_of_any_strides(layout: str) -> None:
 def test_the_op_is_as_it_says() -> None:
     hidden, weight, teacher, teacher_weight, target = layers()
     options = (None, 4, 2.0, 0.5, "js", 0.5, -100, 0.0, "mean", True, False, False)
+    options += ("log_probs", "bucket")
     tensors = hidden.detach().t().contiguous().t(), weight.detach(), None, teacher, teacher_weight
-    arguments = *tensors, None, None, target, None, None, *options, [True, True, False]
+    arguments = *tensors, *(None,) * 4, target, None, None, *options, [True, True, False]
     torch.library.opcheck(torch.ops.fastkd.linear_kd_loss.default, arguments)
     with pytest.raises(ValueError, match=r"wanted must say of hidden .*got \[True\]"):
         torch.ops.fastkd.linear_kd_loss(*arguments[:-1], [True])

@@ -100,13 +100,14 @@ def test_common_vocab_renormalises_over_the_shared_classes() -> None:
 @pytest.mark.parametrize("case", LOGIT_CASES, ids=str)
 def test_gradcheck_in_both_logits(case: LossCase) -> None:
     inputs = case.make_inputs(Geometry((3, 4)), torch.float64, scale=1.0)
-    student, teacher = (t.requires_grad_() for t in inputs.tensors)
+    student, teacher, *indices = inputs.tensors
+    logits = student.requires_grad_(), teacher.requires_grad_()
 
     def loss(*tensors: torch.Tensor) -> torch.Tensor:
-        return case.run_reference(Inputs(tensors, inputs.keywords))
+        return case.run_reference(Inputs((*tensors, *indices), inputs.keywords))
 
-    assert torch.autograd.gradcheck(loss, (student, teacher))
-    assert torch.autograd.gradgradcheck(loss, (student, teacher))
+    assert torch.autograd.gradcheck(loss, logits)
+    assert torch.autograd.gradgradcheck(loss, logits)
 
 
 @pytest.mark.parametrize("masked", ["student", "teacher", "both"])

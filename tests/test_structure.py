@@ -25,6 +25,7 @@ FORMULA = "csrc/losses/{}.h"
 # Which losses a kernel serves.
 KERNELS = {
     "kd_loss": ("kd_loss", "decoupled_kd_loss"),
+    "topk_kd_loss": ("topk_kd_loss",),
     "rkd_loss": ("rkd_distance_loss", "rkd_angle_loss", "rkd_loss"),
     "similarity_loss": (
         "similarity_preserving_loss",

@@ -19,6 +19,36 @@ LogitLayout layout_of(const TensorRef& student, const TensorRef& teacher, const 
   return LogitLayout(tensors, has_grad ? 3 : 2, dim);
 }
 
+// What a call is given besides logits.
+LogitArgs around_logits(const LogitLayout& layout, int64_t target, int64_t sample_weight,
+                        int64_t loss, int64_t unscale, int64_t workspace, int device,
+                        int64_t stream) {
+  LogitArgs args;
+  args.outer = layout.outer();
+  args.inner = layout.inner();
+  args.target = pointer<const int64_t>(target);
+  args.sample_weight = pointer<const float>(sample_weight);
+  args.loss = pointer<float>(loss);
+  args.unscale = pointer<float>(unscale);
+  args.workspace = pointer<void>(workspace);
+  args.queue = {device, pointer<void>(stream)};
+  if (workspace == 0 && workspace_bytes(args.rows()) != 0) reject("no workspace");
+  return args;
+}
+
+RowOptions with_count(RowOptions rows, int64_t batch_size, double num_items,
+                      int64_t num_items_on_device) {
+  rows.num_items = num_items;
+  rows.num_items_on_device = pointer<const double>(num_items_on_device);
+  rows.batch_size = batch_size;
+  return rows;
+}
+
+void check_gradient(const TensorRef& student, const TensorRef& grad, int dim) {
+  check_same_rows(student, grad, dim, true);
+  if (grad.dtype != student.dtype) reject("the gradient must have the student's dtype");
+}
+
 bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, int64_t dim,
                   int64_t batch_size, double num_items, int64_t num_items_on_device,
                   const py::object& student_logits, const py::object& teacher_logits,
@@ -30,10 +60,7 @@ bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, i
   const bool has_grad = !grad_student.is_none();
   if (dim < 0 || dim >= student.rank) reject("dim is out of range");
   check_same_rows(student, teacher, static_cast<int>(dim), false);
-  if (has_grad) {
-    check_same_rows(student, grad, static_cast<int>(dim), true);
-    if (grad.dtype != student.dtype) reject("the gradient must have the student's dtype");
-  }
+  if (has_grad) check_gradient(student, grad, static_cast<int>(dim));
   if (options.divergence == Divergence::kDecoupled) {
     if (target == 0 && student.elements() != 0) reject("a decoupled loss needs a target");
     if (student.sizes[dim] != teacher.sizes[dim]) reject("the class counts differ");
@@ -43,24 +70,44 @@ bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, i
   const LogitLayout layout = layout_of(student, teacher, grad, has_grad, static_cast<int>(dim));
   if (!layout.supported()) return false;
 
-  LogitArgs args;
-  args.outer = layout.outer();
-  args.inner = layout.inner();
+  LogitArgs args =
+      around_logits(layout, target, sample_weight, loss, unscale, workspace, device, stream);
   args.student = layout.view(student, 0);
   args.teacher = layout.view(teacher, 1);
   if (has_grad) args.grad = layout.view(grad, 2);
-  args.target = pointer<const int64_t>(target);
-  args.sample_weight = pointer<const float>(sample_weight);
-  args.loss = pointer<float>(loss);
-  args.unscale = pointer<float>(unscale);
-  args.workspace = pointer<void>(workspace);
-  args.queue = {device, pointer<void>(stream)};
-  if (workspace == 0 && workspace_bytes(args.rows()) != 0) reject("no workspace");
-  RowOptions rows = row_options;
-  rows.num_items = num_items;
-  rows.num_items_on_device = pointer<const double>(num_items_on_device);
-  rows.batch_size = batch_size;
+  const RowOptions rows = with_count(row_options, batch_size, num_items, num_items_on_device);
   return run([&] { return kd_loss(args, rows, options); });
+}
+
+// values, indices: addresses of [rows, count], contiguous.
+bool topk_kd_loss_call(const TopKKdLossOptions& options, const RowOptions& row_options, int64_t dim,
+                       int64_t batch_size, double num_items, int64_t num_items_on_device,
+                       const py::object& student_logits, int64_t count, int64_t values,
+                       int64_t indices, int64_t target, int64_t sample_weight, int64_t loss,
+                       int64_t unscale, const py::object& grad_student, int64_t workspace,
+                       int device, int64_t stream) {
+  const TensorRef student = read_tensor(student_logits);
+  const TensorRef grad = read_tensor(grad_student);
+  const bool has_grad = !grad_student.is_none();
+  if (dim < 0 || dim >= student.rank) reject("dim is out of range");
+  if (has_grad) check_gradient(student, grad, static_cast<int>(dim));
+  if (student.sizes[dim] < 1) reject("no classes");
+  if (count < 1) reject("no named classes");
+  const bool empty = student.elements() == 0;
+  if (!empty && loss == 0) reject("the loss has no storage");
+  if (!empty && (values == 0 || indices == 0)) reject("the teacher has no storage");
+  const LogitLayout layout =
+      layout_of(student, has_grad ? grad : student, grad, false, static_cast<int>(dim));
+  if (!layout.supported()) return false;
+
+  LogitArgs args =
+      around_logits(layout, target, sample_weight, loss, unscale, workspace, device, stream);
+  args.student = layout.view(student, 0);
+  args.teacher = args.student;  // of which nothing is read
+  if (has_grad) args.grad = layout.view(grad, 1);
+  const NamedClasses named{pointer<const float>(values), pointer<const int64_t>(indices), count};
+  const RowOptions rows = with_count(row_options, batch_size, num_items, num_items_on_device);
+  return run([&] { return topk_kd_loss(args, named, rows, options); });
 }
 
 bool scale_gradient_call(int64_t dim, const py::object& grad_object, const py::object& out_object,
@@ -102,6 +149,18 @@ void bind_logit_losses(py::module_& m) {
            py::arg("temperature"), py::arg("soft_weight"), py::arg("hard_weight"),
            py::arg("label_smoothing"), py::arg("divergence"), py::arg("beta"),
            py::arg("target_weight"));
+  py::class_<TopKKdLossOptions>(m, "TopKKdLossOptions", py::module_local())
+      .def(py::init([](float temperature, float soft_weight, float hard_weight,
+                       float label_smoothing, int tail, bool logits) {
+             return TopKKdLossOptions{temperature,
+                                      soft_weight,
+                                      hard_weight,
+                                      label_smoothing,
+                                      checked_code<Tail>(tail, 4, "tail"),
+                                      logits};
+           }),
+           py::arg("temperature"), py::arg("soft_weight"), py::arg("hard_weight"),
+           py::arg("label_smoothing"), py::arg("tail"), py::arg("logits"));
   py::class_<RowOptions>(m, "RowOptions", py::module_local())
       .def(py::init([](int reduction, int64_t ignore_index) {
              RowOptions rows;
@@ -111,6 +170,7 @@ void bind_logit_losses(py::module_& m) {
            }),
            py::arg("reduction"), py::arg("ignore_index"));
   m.def("kd_loss", &kd_loss_call);
+  m.def("topk_kd_loss", &topk_kd_loss_call);
   m.def("scale_gradient", &scale_gradient_call);
   m.def("workspace_bytes", &workspace_bytes);
 }

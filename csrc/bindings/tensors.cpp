@@ -54,8 +54,10 @@ bool settle(const Outcome& outcome) {
       return true;
     case Status::kUnsupportedLayout:
       return false;
-    case Status::kTargetOutOfRange:
-      throw py::index_error(std::to_string(outcome.row));  // fastkd/ops/kd_loss.py words it
+    case Status::kTargetOutOfRange:  // fastkd/ops/_row_kernel.py words both
+      throw py::index_error(std::to_string(outcome.row));
+    case Status::kNamedClasses:
+      throw py::key_error(std::to_string(outcome.row));
     case Status::kOutOfMemory:
       throw std::bad_alloc();
     case Status::kThreadPoolFailed:

@@ -29,6 +29,14 @@ struct Labels {
   V teacher;  // read where the loss hides the label's class
 };
 
+// A teacher by `count` entries a row: log-probabilities or logits, and of which classes. An entry
+// of -inf names no class.
+struct NamedClasses {
+  const float* values = nullptr;     // [rows, count]
+  const int64_t* indices = nullptr;  // [rows, count]
+  int64_t count = 0;
+};
+
 enum class Reduction : int32_t { kNone = 0, kSum = 1, kMean = 2, kBatchMean = 3 };
 
 // Which rows count and how their losses become one number; the same for every logit loss.

@@ -6,26 +6,10 @@
 // written from the kept exponentials, so the logits are read from memory once.
 #pragma once
 
-#include "cpu/memory.h"
-#include "cpu/parallel.h"
+#include "cpu/row_chunks.h"
 #include "cpu/softmax_call.h"
-#include "cpu/vec_memory.h"
 
 namespace fastkd::cpu {
-
-constexpr int64_t kChunk = 1024;  // classes: 2 x 4 KB of logits and 2-3 x 4 KB of exponentials
-
-// Distance between planes of exponentials: whole vectors, and never near a multiple of 4 KB, where
-// stores to one plane would falsely alias loads from another (measured: 1.5x slower at C = 1024).
-inline int64_t plane_stride(int64_t classes) { return (classes + 1023) / 1024 * 1024 + 336; }
-
-// Calls full(i) for every whole vector of [0, count) and tail(i, n) for the rest.
-template <class Full, class Tail>
-inline void for_vectors(int64_t count, Full full, Tail tail) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) full(i);
-  if (i < count) tail(i, static_cast<int>(count - i));
-}
 
 // Per-thread scratch of the row driver.
 struct RowScratch {
@@ -45,56 +29,6 @@ struct RowScratch {
   }
 };
 
-// A chunk of logits as floats, and their maximum.
-struct Chunk {
-  const float* logits;
-  float maximum;
-  const char* next;  // where the source goes on
-  int64_t bytes_per_logit;
-
-  // A chunk ahead, so that memory works while this chunk is summed.
-  void prefetch(int64_t i) const { __builtin_prefetch(next + i * bytes_per_logit); }
-};
-
-// Reads `count` logits that start at element `first`, widens a half type into `buffer`.
-using ReadChunk = Chunk (*)(const void* data, int64_t first, int64_t count, float* buffer);
-
-template <class T>
-inline Chunk read_chunk(const void* data, int64_t first, int64_t count, float* buffer) {
-  constexpr bool kWiden = sizeof(T) != sizeof(float);
-  const T* source = static_cast<const T*>(data) + first;
-  Vec maximum(kLowest);
-  for_vectors(
-      count,
-      [&](int64_t i) {
-        const Vec x = load(source + i);
-        if (kWiden) x.store(buffer + i);
-        maximum = max(x, maximum);
-      },
-      [&](int64_t i, int n) {
-        const Vec x = load_first(source + i, n, -INFINITY);
-        if (kWiden) x.store(buffer + i);
-        maximum = max(x, maximum);
-      });
-  const float* logits = kWiden ? buffer : reinterpret_cast<const float*>(source);
-  return {logits, max_lanes(maximum), reinterpret_cast<const char*>(source + count), sizeof(T)};
-}
-
-// Takes one class out of a chunk of `count`, which moves into `buffer` if it is not there.
-inline void hide(Chunk& chunk, int64_t c, int64_t count, float* buffer) {
-  if (chunk.logits != buffer) memcpy(buffer, chunk.logits, static_cast<size_t>(count) * 4);
-  buffer[c] = -INFINITY;
-  const Chunk without = read_chunk<float>(buffer, 0, count, buffer);
-  chunk.logits = buffer;
-  chunk.maximum = without.maximum;
-}
-
-inline ReadChunk chunk_reader(Dtype dtype) {
-  ReadChunk reader = nullptr;
-  visit(dtype, [&](auto type) { reader = read_chunk<typename decltype(type)::type>; });
-  return reader;
-}
-
 template <class Loss>
 class RowDriver {
   using Params = typename Loss::Params;
@@ -112,45 +46,26 @@ class RowDriver {
         read_teacher_(chunk_reader(call.args.teacher.dtype)) {}
 
   Outcome run() {
-    const LogitArgs& args = call_.args;
-    constexpr int64_t kElementsPerTask = 65536;  // about 35 us: waking a thread costs up to 20
-    const int64_t grain = kElementsPerTask / (args.student.classes + 32) + 1;
-    auto body = [&](int64_t begin, int64_t end) { rows(begin, end); };
-    if (!parallel_for(args.rows(), grain, body)) return {Status::kThreadPoolFailed, -1};
-    if (out_of_memory_) return {Status::kOutOfMemory, -1};
-    return {};
+    return for_rows(
+        call_, call_.args.student.classes, [&] { return RowScratch(Loss::kExps, shared_); },
+        [&](int64_t row, const RowScratch& scratch) { one_row(row, scratch); });
   }
 
  private:
-  void rows(int64_t begin, int64_t end) {
-    const RowScratch scratch(Loss::kExps, shared_);
-    if (!scratch.ok()) {
-      __atomic_store_n(&out_of_memory_, true, __ATOMIC_RELAXED);
-      return;
-    }
-    for (int64_t row = begin; row < end; ++row) one_row(row, scratch);
-    if (call_.wants_grad()) fence_streaming();
-  }
-
-  int64_t offset(const LogitView& view, int64_t row) const {
-    if (call_.args.outer == 1) return row * view.stride_inner;
-    return row / call_.args.inner * view.stride_outer + row % call_.args.inner * view.stride_inner;
-  }
-
   void one_row(int64_t row, const RowScratch& scratch) {
     const LogitArgs& args = call_.args;
     const float weight = call_.weights(row);
     if (weight == 0.0f) {
       call_.row_loss[row] = 0.0f;
-      if (call_.wants_grad()) zero_grad(row);
+      if (call_.wants_grad()) zero_gradient(args, row);
       return;
     }
-    const int64_t student_row = offset(args.student, row);
-    const int64_t teacher_row = offset(args.teacher, row);
+    const int64_t student_row = row_offset(args, args.student, row);
+    const int64_t teacher_row = row_offset(args, args.teacher, row);
     const int64_t label = Loss::kHasLabel ? args.target[row] : -1;
     Labels<float> labels{};
-    if constexpr (Loss::kHasLabel) labels.student = logit(args.student, student_row + label);
-    if constexpr (Loss::kHidesLabel) labels.teacher = logit(args.teacher, teacher_row + label);
+    if constexpr (Loss::kHasLabel) labels.student = logit_at(args.student, student_row + label);
+    if constexpr (Loss::kHidesLabel) labels.teacher = logit_at(args.teacher, teacher_row + label);
     State state = statistics(student_row, teacher_row, label, scratch);
     if constexpr (Loss::kRefines) state = Loss::with_refined(state, refine(state, scratch));
     HardState hard = Loss::hard_state(state);
@@ -168,7 +83,7 @@ class RowDriver {
         Loss::grad_scale(call_.params, state, hard, labels, weight * call_.grad_factor, classes);
     visit(args.grad.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      T* out = static_cast<T*>(args.grad.data) + offset(args.grad, row);
+      T* out = static_cast<T*>(args.grad.data) + row_offset(args, args.grad, row);
       write_grad(out, state, scale, scratch);
       if (args.student.classes > shared_) write_tail_grad(out, student_row, hard, scale, scratch);
       if constexpr (Loss::kHasLabel) {
@@ -284,15 +199,6 @@ class RowDriver {
     return total;
   }
 
-  static float logit(const LogitView& view, int64_t element) {
-    float logit = 0.0f;
-    visit(view.dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      logit = to_float(static_cast<const T*>(view.data)[element]);
-    });
-    return logit;
-  }
-
   // ---- gradient ----
 
   GradScale part_scale(int64_t part, const State& state, const GradScale& scale,
@@ -306,23 +212,15 @@ class RowDriver {
   template <class T>
   void write_grad(T* out, const State& state, const GradScale& scale, const RowScratch& scratch) {
     const int64_t plane = plane_stride(shared_);
-    const bool streaming =
-        call_.streaming && reinterpret_cast<uintptr_t>(out) % (sizeof(T) * kLanes) == 0;
     for (int64_t begin = 0, part = 0; begin < shared_; begin += kChunk, ++part) {
       const int64_t count = shared_ - begin < kChunk ? shared_ - begin : kChunk;
       const VecScale lanes = Loss::template broadcast<Vec>(part_scale(part, state, scale, scratch));
       const float* kept = scratch.exps.data() + begin;
-      const auto grad_at = [&](int64_t i) {
+      write_chunk(out + begin, count, call_.streaming, [&](int64_t i) {
         typename Loss::template Exps<Vec> exps;
         for (int k = 0; k < Loss::kExps; ++k) exps.value[k] = load(kept + k * plane + i);
         return Loss::grad(lanes, exps);
-      };
-      const auto tail = [&](int64_t i, int n) { store_first(out + begin + i, grad_at(i), n); };
-      if (streaming) {
-        for_vectors(count, [&](int64_t i) { store_streaming(out + begin + i, grad_at(i)); }, tail);
-      } else {
-        for_vectors(count, [&](int64_t i) { store(out + begin + i, grad_at(i)); }, tail);
-      }
+      });
     }
   }
 
@@ -370,17 +268,9 @@ class RowDriver {
     out[y] = from_float<T>(grad - scale.label);
   }
 
-  void zero_grad(int64_t row) {
-    const LogitView& grad = call_.args.grad;
-    const int64_t size = element_size(grad.dtype);
-    memset(static_cast<char*>(grad.data) + offset(grad, row) * size, 0,
-           static_cast<size_t>(grad.classes * size));
-  }
-
   const SoftmaxCall<Loss>& call_;
   const int64_t shared_;
   const ReadChunk read_student_, read_teacher_;
-  bool out_of_memory_ = false;
 };
 
 }  // namespace fastkd::cpu

@@ -17,9 +17,10 @@ constexpr int64_t kStreamingBytes = int64_t{16} << 20;
 // (AVX-512, one thread); they break even at about 40 classes, for 8 rows at 24.
 constexpr int64_t kShortRow = 24;
 
-template <class Loss>
-Outcome run_softmax(const LogitArgs& args, const RowOptions& rows,
-                    const typename Loss::Params& params) {
+// drive(call) does the rows.
+template <class Loss, class Drive>
+Outcome run_rows(const LogitArgs& args, const RowOptions& rows, const typename Loss::Params& params,
+                 Drive drive) {
   const RowWeights weights{args.target, args.sample_weight, rows.ignore_index};
   const RowCensus census = take_census(args, weights);
   if (census.outcome.status != Status::kOk) return census.outcome;
@@ -41,17 +42,24 @@ Outcome run_softmax(const LogitArgs& args, const RowOptions& rows,
                                reduce ? row_losses.data() : args.loss,
                                grad_bytes >= kStreamingBytes};
   if (call.wants_grad()) advise_huge_pages(args.grad.data, grad_bytes);
-  const bool contiguous_classes = args.student.stride_class == 1 &&
-                                  args.teacher.stride_class == 1 && args.grad.stride_class == 1;
-  const bool along_classes = contiguous_classes && args.student.classes > kShortRow;
-  const Outcome outcome =
-      along_classes ? RowDriver<Loss>(call).run() : ColumnDriver<Loss>(call).run();
+  const Outcome outcome = drive(call);
   if (outcome.status == Status::kOk && reduce) {
     // Where nothing counts the loss is 0, even if a row's is infinite.
     const double sum = inverse == 0.0 ? 0.0 : ordered_sum(row_losses.data(), args.rows());
     *args.loss = static_cast<float>(sum * inverse);
   }
   return outcome;
+}
+
+template <class Loss>
+Outcome run_softmax(const LogitArgs& args, const RowOptions& rows,
+                    const typename Loss::Params& params) {
+  return run_rows<Loss>(args, rows, params, [&](const SoftmaxCall<Loss>& call) {
+    const bool contiguous_classes = args.student.stride_class == 1 &&
+                                    args.teacher.stride_class == 1 && args.grad.stride_class == 1;
+    const bool along_classes = contiguous_classes && args.student.classes > kShortRow;
+    return along_classes ? RowDriver<Loss>(call).run() : ColumnDriver<Loss>(call).run();
+  });
 }
 
 }  // namespace fastkd::cpu

@@ -313,6 +313,18 @@ inline bool all_nonzero(Vec v) {
 
 inline Vec keep(AllLanes, Vec v) { return v; }
 
+// x in the lanes whose bit is set.
+inline Vec fill_lanes(uint32_t lanes, float x, Vec v) {
+#if defined(__AVX512F__)
+  return Vec(_mm512_mask_mov_ps(v.part[0], static_cast<__mmask16>(lanes), _mm512_set1_ps(x)));
+#else
+  float lane[kLanes];
+  v.store(lane);
+  for (int i = 0; i < kLanes; ++i) lane[i] = (lanes >> i & 1u) != 0 ? x : lane[i];
+  return Vec::load(lane);
+#endif
+}
+
 // The first `count` lanes.
 struct FirstLanes {
   int count;

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// One call of a softmax-type loss: rows are weighed where the host cannot know their weights,
-// plan() picks the kernel, the losses are summed.
+// One call of a softmax-type loss: plan() has picked the kernel.
 //
-//   kd_loss.cu (picks the functor) -> launch_softmax -> the kernel -> losses/*.h
+//   kd_loss.cu (picks the functor) -> launch_softmax -> run_rows -> the kernel -> losses/*.h
 #pragma once
 
 #include <type_traits>
 
 #include "cuda/columns.h"
-#include "cuda/launch.h"
+#include "cuda/row_run.h"
 #include "cuda/rows_in_registers.h"
 #include "cuda/rows_in_shared.h"
 #include "cuda/rows_streamed.h"
-#include "cuda/sums.h"
 
 namespace fastkd::cuda {
 
@@ -103,15 +101,6 @@ void launch_any_types(Launcher& launch, const RowCall<Loss>& call, const Plan& p
   }
 }
 
-// Whether every row starts at a multiple of `bytes`.
-inline bool rows_aligned(const LogitView& view, int64_t bytes) {
-  const int64_t size = element_size(view.dtype);
-  const int64_t along = view.stride_class == 1 ? view.stride_inner : view.stride_class;
-  return view.data == nullptr ||
-         (reinterpret_cast<uintptr_t>(view.data) % bytes == 0 && along * size % bytes == 0 &&
-          view.stride_outer * size % bytes == 0);
-}
-
 // Rows are read 16 bytes at a time, columns a pair of pixels.
 inline bool is_aligned(const LogitArgs& args, const Plan& plan) {
   const bool columns = takes_columns(plan.kernel);
@@ -121,13 +110,6 @@ inline bool is_aligned(const LogitArgs& args, const Plan& plan) {
   return aligned(args.student) && aligned(args.teacher) && aligned(args.grad);
 }
 
-// What the host can't know: weights, targets, a denominator on the device.
-inline bool needs_census(const LogitArgs& args, const RowOptions& rows) {
-  return args.unscale != nullptr || rows.num_items_on_device != nullptr ||
-         (rows.reduction == Reduction::kMean && rows.num_items < 0.0 &&
-          (args.target != nullptr || args.sample_weight != nullptr));
-}
-
 // T: the type of student and teacher, or AnyType.
 template <class Loss, class T>
 Outcome launch_softmax(const LogitArgs& args, const RowOptions& rows,
@@ -135,27 +117,14 @@ Outcome launch_softmax(const LogitArgs& args, const RowOptions& rows,
   if (takes_columns(plan.kernel) && args.student.classes > args.teacher.classes) {
     return {Status::kUnsupportedLayout};  // rows know what to do with the student's other classes
   }
-  Launcher launch(args.queue);
-  const Workspace workspace(args.workspace, args.rows());
-  const bool census = needs_census(args, rows);
-  if (census) launch_census(launch, args, rows, Loss::grad_bound(params), workspace);
-  const CallSummary* const summary = census ? workspace.summary : nullptr;
-  const double inverse = census ? 0.0 : inverse_denominator(rows, static_cast<double>(args.rows()));
-  const bool reduce = rows.reduction != Reduction::kNone;
-  const RowCall<Loss> call{args,
-                           params,
-                           {args.target, args.sample_weight, rows.ignore_index},
-                           summary,
-                           static_cast<float>(inverse),
-                           reduce ? workspace.row_loss : args.loss,
-                           is_aligned(args, plan)};
-  if constexpr (std::is_same_v<T, AnyType>) {
-    launch_any_types(launch, call, plan);
-  } else {
-    launch_one_type<Loss, T>(launch, call, plan);
-  }
-  if (reduce) launch_sum_of_losses(launch, args, summary, inverse, workspace);
-  return launch.outcome();
+  return run_rows<Loss>(args, rows, params, is_aligned(args, plan),
+                        [&](Launcher& launch, const RowCall<Loss>& call) {
+                          if constexpr (std::is_same_v<T, AnyType>) {
+                            launch_any_types(launch, call, plan);
+                          } else {
+                            launch_one_type<Loss, T>(launch, call, plan);
+                          }
+                        });
 }
 
 }  // namespace fastkd::cuda

@@ -126,6 +126,11 @@ inline T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_ident
   return expected;
 }
 
+inline uint32_t atomicOr(uint32_t* address, uint32_t bits) {
+  fastkd::emulator::before_atomic(address);
+  return __atomic_fetch_or(address, bits, __ATOMIC_RELAXED);
+}
+
 template <class T>
 inline T atomicMax(T* address, std::type_identity_t<T> value) {
   static_assert(std::is_integral_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));

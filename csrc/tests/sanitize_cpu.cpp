@@ -6,6 +6,7 @@
 #include "tests/attention_check.h"
 #include "tests/kernel_check.h"
 #include "tests/pair_check.h"
+#include "tests/topk_check.h"
 
 namespace fastkd {
 namespace {
@@ -33,6 +34,7 @@ int run() {
     check::run_all(check, kShapes);
     check::run_pairs(check, check::Entries::kFloats, false);
     check::run_attention(check);
+    check::run_topk(check);
   }
   return check::report(check);
 }

@@ -11,6 +11,7 @@
 #include "tests/attention_check.h"
 #include "tests/kernel_check.h"
 #include "tests/pair_check.h"
+#include "tests/topk_check.h"
 
 namespace fastkd {
 namespace {
@@ -57,6 +58,7 @@ int run(bool brief) {
         if (capability == 90) {  // the same on every chip
           check::run_pairs(check, check::Entries::kDoubles, brief);
           check::run_attention(check, brief);
+          check::run_topk(check, brief);
         }
       } catch (const std::exception& fault) {
         printf("%s\n", fault.what());

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastkd import _front
 from fastkd._options import KDLossInputs
+from fastkd._topk_validation import check_topk
 from fastkd._validation import (
     check_embeddings,
     check_not_leaf,
@@ -57,11 +58,13 @@ def call_on_rows(
     in_plain_python = not torch.compiler.is_compiling()
     if options.inplace and in_plain_python:
         check_not_leaf(options.function, inputs.student)
-    path = _front.choose_path(*inputs[:4])
+    path = _front.choose_path(inputs.student, *inputs.constants)
     unread = path == "reference" or around is not None  # no kernel looks at the target first
     if unread and in_plain_python and not _front.in_transform():
         classes = inputs.student.shape[options.dim]
         check_values(options.function, inputs.target, inputs.num_items, classes, options)
+        if inputs.indices is not None and _front.is_plain(inputs.indices):
+            check_topk(inputs, options, classes)
     if path == "reference":
         return evaluate(inputs.constant()._replace(teacher=constant(inputs.teacher)), options)
     run = paths.eager if path == "eager" else paths.compiled

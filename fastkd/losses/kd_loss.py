@@ -231,7 +231,7 @@ def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
 def _standardized(run: Path, inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     """Both terms by the kernels: the soft one of z-scores, the hard one of the logits."""
     options = replace(options, standardize_logits=False)
-    student, teacher, target, sample_weight, _ = inputs
+    student, teacher, target, sample_weight, *_ = inputs
     dim = options.dim % student.ndim
     shared = min(student.shape[dim], teacher.shape[dim])  # differ only with common_vocab
     weight = None if sample_weight is None else sample_weight.detach()

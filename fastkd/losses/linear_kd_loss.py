@@ -9,7 +9,7 @@ from torch import Tensor
 from fastkd import _front
 from fastkd._linear_options import FUNCTION, LinearKDLossInputs, LinearKDLossOptions
 from fastkd._linear_validation import check_linear_kd_loss
-from fastkd._options import Divergence, Reduction
+from fastkd._options import Divergence, Reduction, Tail, TeacherValues
 from fastkd.losses._module import LossModule
 from fastkd.losses._path import check_values, options_of
 from fastkd.ops import linear_kd_loss as ops
@@ -27,6 +27,8 @@ def linear_kd_loss(
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
     teacher_logits: Tensor | None = None,
+    teacher_values: Tensor | None = None,
+    teacher_indices: Tensor | None = None,
     logit_softcap: float | None = None,
     chunk_rows: int | Literal["auto"] = "auto",
     temperature: float = 1.0,
@@ -41,6 +43,8 @@ def linear_kd_loss(
     temperature_squared: bool = True,
     common_vocab: bool = False,
     standardize_logits: bool = False,
+    teacher_is: TeacherValues = "log_probs",
+    tail: Tail = "bucket",
 ) -> Tensor:
     r"""`fastkd.kd_loss` of the logits of two output layers, which are never held whole.
 
@@ -79,6 +83,9 @@ def linear_kd_loss(
         teacher_bias: (V,).
         teacher_logits: (..., V), in place of the teacher's hidden states, weight and bias; logits
             or log-probabilities at temperature 1. No softcap is put on them.
+        teacher_values: (..., K), in place of all these, of a teacher known by K classes a row: then
+            the loss is that of `fastkd.topk_kd_loss`.
+        teacher_indices: (..., K), which classes they are of.
         logit_softcap: c in [1e-3, 1e4], of both sides' logits, in their dtype as in transformers;
             costs a third chunk where there is a gradient.
         chunk_rows: how many rows at a time; "auto": such that a chunk of logits takes about 16 MiB
@@ -97,19 +104,22 @@ def linear_kd_loss(
         common_vocab: whether the class counts may differ.
         standardize_logits: whether the divergence is that of z-scores; by PyTorch's operations on
             the chunk.
+        teacher_is: what teacher_values are, "log_probs" or "logits"; as in `fastkd.topk_kd_loss`,
+            like what follows.
+        tail: "bucket", "renormalize", "renormalize_teacher" or "truncate".
 
     Returns:
         The loss: float32, or float64 if one of the logits is.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype; both or none of the teacher's forms.
+        TypeError: an argument of the wrong type or dtype; several or none of the teacher's forms.
         ValueError: shapes, devices or values that do not fit.
-        IndexError: a target outside [0, V) that is not `ignore_index`, on the CPU; on CUDA such a
-            row's loss and all gradients are NaN.
+        IndexError: a target outside [0, V) that is not `ignore_index`, or an index outside it, on
+            the CPU; on CUDA such a row's loss and all gradients are NaN.
         RuntimeError: as in `fastkd.kd_loss`.
 
     References:
-        Those of `fastkd.kd_loss`.
+        Those of `fastkd.kd_loss` and `fastkd.topk_kd_loss`.
 
     Example:
         >>> import torch, fastkd
@@ -137,6 +147,8 @@ def linear_kd_loss(
         temperature_squared,
         common_vocab,
         standardize_logits,
+        teacher_is,
+        tail,
     )
     inputs = LinearKDLossInputs(
         student_hidden,
@@ -146,6 +158,8 @@ def linear_kd_loss(
         teacher_weight,
         teacher_bias,
         teacher_logits,
+        teacher_values,
+        teacher_indices,
         target,
         sample_weight,
         num_items,
@@ -171,6 +185,8 @@ class LinearKDLoss(LossModule):
         temperature_squared: bool = True,
         common_vocab: bool = False,
         standardize_logits: bool = False,
+        teacher_is: TeacherValues = "log_probs",
+        tail: Tail = "bucket",
     ) -> None:
         """Store the options; see `fastkd.linear_kd_loss`."""
         super().__init__(
@@ -187,6 +203,8 @@ class LinearKDLoss(LossModule):
                 temperature_squared,
                 common_vocab,
                 standardize_logits,
+                teacher_is,
+                tail,
             )
         )
 
@@ -201,6 +219,8 @@ class LinearKDLoss(LossModule):
         student_bias: Tensor | None = None,
         teacher_bias: Tensor | None = None,
         teacher_logits: Tensor | None = None,
+        teacher_values: Tensor | None = None,
+        teacher_indices: Tensor | None = None,
         sample_weight: Tensor | None = None,
         num_items: int | Tensor | None = None,
     ) -> Tensor:
@@ -213,6 +233,8 @@ class LinearKDLoss(LossModule):
             teacher_weight,
             teacher_bias,
             teacher_logits,
+            teacher_values,
+            teacher_indices,
             target,
             sample_weight,
             num_items,
@@ -224,14 +246,14 @@ def _call(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor:
     check_linear_kd_loss(inputs, options)
     compiling = torch.compiler.is_compiling()
     if compiling and ops.op_serves(options):
-        teacher = inputs.teacher_logits
-        teacher = inputs.teacher_hidden if teacher is None else teacher
-        assert teacher is not None
+        told = (inputs.teacher_hidden, inputs.teacher_logits, inputs.teacher_values)
+        (teacher,) = (tensor for tensor in told if tensor is not None)
         if _front.choose_path(inputs.student_hidden, teacher) == "compiled":
             return ops.compiled(_constant(inputs), options)
     if not compiling and not _front.in_transform():
         classes = inputs.student_weight.shape[0]
         check_values(FUNCTION, inputs.target, inputs.num_items, classes, options)
+        ops.check_topk_values(inputs, options)
         tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
         if _front.is_seen_by_autograd_alone(*tensors):
             return ops.eager(inputs, options)

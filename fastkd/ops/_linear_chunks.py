@@ -15,13 +15,15 @@ from torch import Tensor
 
 from fastkd import _front
 from fastkd._linear_options import FUNCTION, LinearKDLossInputs, LinearKDLossOptions
-from fastkd._options import KDLossInputs, KDLossOptions
+from fastkd._options import KDLossInputs, KDLossOptions, TopKKDLossOptions
 from fastkd._reduction import reduce_total
 from fastkd._validation import read_num_items
 from fastkd.ops import kd_loss as of_logits
+from fastkd.ops import topk_kd_loss as of_topk
 from fastkd.ops._linear_gradients import Gradients, GradientSums, Wanted
 from fastkd.ops._row_kernel import Result as ChunkResult
 from fastkd.reference.kd_loss import evaluate as evaluate_logits
+from fastkd.reference.topk_kd_loss import evaluate as evaluate_topk
 
 # Bytes of a chunk's logits where chunk_rows="auto", for the memory. On the CPU, whose products pack
 # the weight anew for each chunk, larger ones are faster; a GPU's have not been measured.
@@ -81,10 +83,13 @@ class _Rows(NamedTuple):
             return hidden[part]
         return hidden[part].masked_fill(self.ignored[part].unsqueeze(1), 0)
 
-    def inputs(self, student: Tensor, teacher: Tensor, part: slice) -> KDLossInputs:
+    def inputs(
+        self, student: Tensor, teacher: tuple[Tensor, Tensor | None], part: slice
+    ) -> KDLossInputs:
         target = None if self.target is None else self.target[part]
         weight = None if self.weight is None else self.weight[part]
-        return KDLossInputs(student, teacher, target, weight, None)
+        logits, indices = teacher
+        return KDLossInputs(student, logits, target, weight, None, indices)
 
 
 def _rows_of(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> _Rows:
@@ -98,7 +103,7 @@ def _rows_of(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> _Rows:
 
 
 class _Teacher:
-    """The teacher's logits, a chunk at a time."""
+    """The teacher's logits, or its values and indices, a chunk at a time."""
 
     def __init__(
         self,
@@ -107,7 +112,9 @@ class _Teacher:
         dtype: torch.dtype | None,
         step: int,
     ) -> None:
-        self.whole = inputs.teacher_logits
+        known = inputs.teacher_values
+        self.whole = inputs.teacher_logits if known is None else known
+        self.indices = inputs.teacher_indices
         if inputs.teacher_hidden is not None:
             assert inputs.teacher_weight is not None
             assert dtype is not None
@@ -116,11 +123,12 @@ class _Teacher:
             self.softcap = softcap
             self.buffer = self.layer.hidden.new_empty(step, len(self.layer.weight))
 
-    def logits(self, part: slice) -> Tensor:
+    def rows(self, part: slice) -> tuple[Tensor, Tensor | None]:
         if self.whole is not None:
-            return _rows(self.whole.detach(), part)
+            indices = None if self.indices is None else _rows(self.indices, part)
+            return _rows(self.whole.detach(), part), indices
         logits = self.layer.logits(self.layer.hidden[part], self.buffer)
-        return _cap(logits, self.softcap, None)
+        return _cap(logits, self.softcap, None), None
 
 
 def run(
@@ -145,14 +153,18 @@ def run(
         scaled = row_scale if rows.weight is None else row_scale * rows.weight
         weighed = rows._replace(weight=scaled)
     by_rows = options.reduction == "none" and row_scale is None
-    chunk_options = replace(options.kd, reduction="none" if by_rows else "sum", inplace=True)
+    chunk_options = replace(
+        options.kd if inputs.teacher_values is None else options.topk,
+        reduction="none" if by_rows else "sum",
+        inplace=True,
+    )
     losses = []
     for begin in range(0, count, step):
         part = slice(begin, min(begin + step, count))
         slope = None if slopes is None else slopes[: part.stop - begin]
         hidden = rows.without_ignored(student.hidden, part)
         logits = _cap(student.logits(hidden, buffer), options.logit_softcap, slope)
-        chunk = weighed.inputs(logits, teacher.logits(part), part)
+        chunk = weighed.inputs(logits, teacher.rows(part), part)
         loss, grad, unscale = _differentiate(chunk, chunk_options, any(wanted))
         losses.append(loss)
         if grad is not None:
@@ -184,8 +196,8 @@ def _settled(num_items: float | Tensor | None) -> float | Tensor | None:
 def _loss_dtype(
     student: torch.dtype, inputs: LinearKDLossInputs, teacher: torch.dtype | None
 ) -> torch.dtype:
-    logits = inputs.teacher_logits
-    other = teacher if logits is None else logits.dtype
+    told = inputs.teacher_logits if inputs.teacher_values is None else inputs.teacher_values
+    other = teacher if told is None else told.dtype
     assert other is not None
     return torch.promote_types(torch.promote_types(student, other), torch.float32)
 
@@ -218,14 +230,21 @@ def _rows(logits: Tensor, part: slice) -> Tensor:
         return logits[torch.unravel_index(places, logits.shape[:-1])]
 
 
-def _differentiate(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> ChunkResult:
+def _differentiate(
+    inputs: KDLossInputs, options: KDLossOptions | TopKKDLossOptions, with_grad: bool
+) -> ChunkResult:
     """Loss and gradient of a chunk's logits, whose memory the gradient takes where a kernel can."""
-    path = _front.choose_path(*inputs[:4])
-    if path == "eager" and not options.standardize_logits:
-        return of_logits.forward(inputs, options, with_grad)
+    path = _front.choose_path(inputs.student, *inputs.constants)
     leaf = inputs.student.detach().requires_grad_(with_grad)
     with torch.set_grad_enabled(with_grad):
-        loss = evaluate_logits(inputs._replace(student=leaf), options)
+        if isinstance(options, TopKKDLossOptions):
+            if path == "eager":
+                return of_topk.forward(inputs, options, with_grad)
+            loss = evaluate_topk(inputs._replace(student=leaf), options)
+        else:
+            if path == "eager" and not options.standardize_logits:
+                return of_logits.forward(inputs, options, with_grad)
+            loss = evaluate_logits(inputs._replace(student=leaf), options)
         total = loss.sum()
     grad = torch.autograd.grad(total, leaf)[0] if with_grad else None
     return ChunkResult(loss.detach(), grad, None)

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastkd import _backends, _front, _native
 from fastkd._native_module import NativeModule
 from fastkd._options import KDLossInputs
+from fastkd._topk_validation import topk_error
 from fastkd._validation import read_num_items, target_out_of_range
 from fastkd.ops._module import module_of
 
@@ -29,6 +30,7 @@ class RowLoss(NamedTuple):
     # Module, options, whether there is a target -> options of the kernel, and of the rows.
     native_options: Callable[[NativeModule, Any, bool], tuple[Any, Any]]
     evaluate: Callable[[KDLossInputs, Any], Tensor]  # in plain PyTorch
+    teacher: str = "teacher_logits"  # what the public function calls it
 
 
 class Result(NamedTuple):
@@ -41,7 +43,7 @@ class Result(NamedTuple):
 
 def forward(loss: RowLoss, inputs: KDLossInputs, options: Any, with_grad: bool) -> Result:
     """Run the kernel on plain tensors of a device that has a module."""
-    student, teacher, target, sample_weight, num_items = inputs
+    student, _, target, sample_weight, num_items, _ = inputs
     dim = options.dim % student.ndim
     if target is not None and not target.is_contiguous():
         target = target.contiguous()
@@ -69,23 +71,43 @@ def forward(loss: RowLoss, inputs: KDLossInputs, options: Any, with_grad: bool) 
         _native.new_workspace(module, student, dim),
     )
     try:
-        if not _native.kd_loss(module, call, dim, student, teacher, grad):
-            # Strides that no driver reads: one copy to contiguous rows.
-            student_rows, teacher_rows = _class_rows(student, dim), _class_rows(teacher, dim)
-            grad = torch.empty_like(student_rows) if with_grad else None
-            if not _native.kd_loss(module, call, 1, student_rows, teacher_rows, grad):
-                raise RuntimeError(
-                    f"{loss.function}: the kernel refused contiguous rows (a bug in fastkd)"
-                )
-            if grad is not None:
-                grad = grad.view(student.movedim(dim, -1).shape).movedim(-1, dim)
-                if options.inplace:
-                    grad = student.detach().copy_(grad)
+        grad = _run(loss, call, inputs, options, grad)
     except IndexError as error:
         assert target is not None
         row = int(str(error))
         raise target_out_of_range(loss.function, target, row, student.shape[dim]) from None
+    except KeyError as error:
+        row = int(error.args[0])
+        raise topk_error(inputs, options, student.shape[dim], row) from None
     return Result(value, grad, unscale)
+
+
+def _run(
+    loss: RowLoss,
+    call: _native.KDLossCall,
+    inputs: KDLossInputs,
+    options: Any,
+    grad: Tensor | None,
+) -> Tensor | None:
+    """Call the kernel, which fills `grad`, or another tensor that is returned."""
+    student, dim = inputs.student, options.dim % inputs.student.ndim
+    module = module_of(loss.function, student)
+    kernel: Callable[..., bool] = _native.kd_loss
+    teacher: Tensor | _native.TopK = inputs.teacher
+    if inputs.indices is not None:
+        kernel, teacher = _native.topk_kd_loss, _topk_rows(inputs.teacher, inputs.indices, dim)
+    if kernel(module, call, dim, student, teacher, grad):
+        return grad
+    # Strides that no driver reads: one copy to contiguous rows.
+    student_rows = _class_rows(student, dim)
+    teacher_rows = _class_rows(teacher, dim) if isinstance(teacher, Tensor) else teacher
+    rows_grad = None if grad is None else torch.empty_like(student_rows)
+    if not kernel(module, call, 1, student_rows, teacher_rows, rows_grad):
+        raise RuntimeError(f"{loss.function}: the kernel refused contiguous rows (a bug in fastkd)")
+    if rows_grad is None:
+        return None
+    grad = rows_grad.view(student.movedim(dim, -1).shape).movedim(-1, dim)
+    return student.detach().copy_(grad) if options.inplace else grad
 
 
 def row_options(module: NativeModule, options: Any) -> Any:
@@ -97,19 +119,24 @@ def _new_gradient(student: Tensor, options: Any) -> Tensor:
     return student.detach() if options.inplace else torch.empty_like(student)
 
 
-def check_memory(function: str, inputs: KDLossInputs) -> None:
+def check_memory(loss: RowLoss, inputs: KDLossInputs) -> None:
     """Raise where writing over the student's logits would change what has yet to be read."""
-    student, teacher, target, sample_weight, _ = inputs
+    student, teacher, target, sample_weight, _, indices = inputs
     if not _is_disjoint(student):
         raise ValueError(
-            f"{function}: with inplace=True every logit of the student must have its own memory, "
-            f"got shape {tuple(student.shape)} with strides {student.stride()}"
+            f"{loss.function}: with inplace=True every logit of the student must have its own "
+            f"memory, got shape {tuple(student.shape)} with strides {student.stride()}"
         )
-    others = {"teacher_logits": teacher, "target": target, "sample_weight": sample_weight}
+    others = {
+        loss.teacher: teacher,
+        "target": target,
+        "sample_weight": sample_weight,
+        "teacher_indices": indices,
+    }
     for name, other in others.items():
         if other is not None and _native.may_overlap(student, other):
             raise ValueError(
-                f"{function}: with inplace=True {name} must not lie in the memory of "
+                f"{loss.function}: with inplace=True {name} must not lie in the memory of "
                 "student_logits, nor between its rows: pass a clone"
             )
 
@@ -132,6 +159,14 @@ def settle(
     if isinstance(num_items, Tensor) and on_device and module.device_type == "cuda":
         return num_items.detach().to(torch.float64)
     return read_num_items(loss.function, num_items)
+
+
+def _topk_rows(values: Tensor, indices: Tensor, dim: int) -> _native.TopK:
+    """As the kernel reads them; contiguous float32 and int64, classes last, are not copied."""
+    values = values.detach().movedim(dim, -1)
+    count = values.shape[-1]
+    rows = indices.movedim(dim, -1).to(torch.int64).reshape(-1, count).contiguous()
+    return _native.TopK(values.to(torch.float32).reshape(-1, count).contiguous(), rows)
 
 
 def _class_rows(logits: Tensor, dim: int) -> Tensor:

@@ -58,7 +58,7 @@ def _eager(loss: RowLoss) -> Path:
         ctx.save_for_backward(grad, unscale, None if options.inplace else inputs.student)
         # Only double backward needs the rest. It is not saved: a teacher may come from
         # inference_mode, or its buffer may be written again before backward.
-        ctx.constants = inputs[1:], versions_of(inputs[1:4])
+        ctx.constants = inputs[1:], versions_of(inputs.constants)
         ctx.options = options
         return value
 
@@ -72,7 +72,7 @@ def _eager(loss: RowLoss) -> Path:
             grad_student = _differentiable(loss, student, constants, ctx.options, grad_loss)
         else:
             grad_student = scale(grad, grad_loss, unscale, ctx.options.dim, kept)
-        return grad_student, None, None, None, None, None
+        return grad_student, None, None, None, None, None, None
 
     # Not by `class`: autograd names the node after the class as it is made, and graphs show it.
     methods = {"forward": staticmethod(compute), "backward": staticmethod(backward)}
@@ -87,7 +87,7 @@ def _eager(loss: RowLoss) -> Path:
             inputs = _with_own_num_items(loss, inputs, inputs.num_items)
         if inputs.student.requires_grad and torch.is_grad_enabled():
             if options.inplace:
-                check_memory(loss.function, inputs)
+                check_memory(loss, inputs)
             return apply(*inputs, options)
         return forward(loss, inputs, options, with_grad=False).loss
 
@@ -109,8 +109,8 @@ def _differentiable(
         )
     others, versions = constants
     inputs = KDLossInputs(student, *others)
-    names = "teacher_logits, target or sample_weight"
-    check_unchanged(loss.function, names, inputs[1:4], versions)
+    names = f"{loss.teacher}, target or sample_weight"
+    check_unchanged(loss.function, names, inputs.constants, versions)
     return _of_reference(loss, inputs, options, grad_loss)
 
 
@@ -141,7 +141,8 @@ class _RegisteredOp:
             mutates_args=(),
             device_types=("cpu", "cuda"),
             schema="(Tensor student, Tensor teacher, Tensor? target, Tensor? sample_weight, "
-            f"Tensor? num_items{words}, bool with_grad) -> (Tensor, Tensor, Tensor)",
+            f"Tensor? num_items, Tensor? indices{words}, bool with_grad) "
+            "-> (Tensor, Tensor, Tensor)",
         )
         self.op.register_fake(self._fake)
         self.op.register_autograd(self._backward, setup_context=self._save)
@@ -160,13 +161,13 @@ class _RegisteredOp:
             if field.type is int:  # with dynamic=True it arrives as a symbol
                 values[i] = int(values[i])
         with_grad = inputs.student.requires_grad and torch.is_grad_enabled()
-        value: Tensor = self.op(*constant[:4], num_items, *values, with_grad)[0]
+        value: Tensor = self.op(*constant[:4], num_items, constant.indices, *values, with_grad)[0]
         return value
 
     def _unpack(self, arguments: tuple[Any, ...]) -> tuple[KDLossInputs, Any, bool]:
         *values, with_grad = arguments
-        named = zip((field.name for field in self.fields), values[5:], strict=True)
-        return KDLossInputs(*values[:5]), self.loss.options(**dict(named)), with_grad
+        named = zip((field.name for field in self.fields), values[6:], strict=True)
+        return KDLossInputs(*values[:6]), self.loss.options(**dict(named)), with_grad
 
     def _run(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         inputs, options, with_grad = self._unpack(arguments)
@@ -195,16 +196,16 @@ class _RegisteredOp:
         ctx.num_items = of_call.num_items
         _, grad, unscale = output
         ctx.mark_non_differentiable(grad, unscale)
-        ctx.save_for_backward(grad, unscale, *of_call[:4])
+        ctx.save_for_backward(grad, unscale, *of_call[:4], of_call.indices)
 
     def _backward(
         self, ctx: Any, grad_loss: Tensor, _grad_grad: Tensor, _grad_unscale: Tensor
     ) -> tuple[Tensor | None, ...]:
-        grad, unscale, student, teacher, target, sample_weight = ctx.saved_tensors
+        grad, unscale, student, teacher, target, sample_weight, indices = ctx.saved_tensors
         if torch.is_grad_enabled() or not ctx.with_grad:  # exported without gradients, then trained
-            inputs = KDLossInputs(student, teacher, target, sample_weight, ctx.num_items)
+            inputs = KDLossInputs(student, teacher, target, sample_weight, ctx.num_items, indices)
             grad_student = _of_reference(self.loss, inputs, ctx.options, grad_loss)
         else:
             half = grad.dtype == torch.float16
             grad_student = scaled(grad, grad_loss, unscale if half else None, ctx.options.dim)
-        return grad_student, *(None,) * (len(self.fields) + 5)
+        return grad_student, *(None,) * (len(self.fields) + 6)

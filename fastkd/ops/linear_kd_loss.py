@@ -10,6 +10,8 @@ from torch import Tensor
 from fastkd import _front
 from fastkd._linear_options import FUNCTION, LinearKDLossInputs, LinearKDLossOptions
 from fastkd._linear_validation import check_linear_kd_loss
+from fastkd._options import KDLossInputs
+from fastkd._topk_validation import check_topk
 from fastkd._validation import check_target_range
 from fastkd.ops._graph import check_unchanged, graph_is_kept, versions_of
 from fastkd.ops._linear_chunks import Dtypes, product_dtype, product_dtypes, run
@@ -132,14 +134,24 @@ def eager(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor:
 
 _SCHEMA = (
     "(Tensor student_hidden, Tensor student_weight, Tensor? student_bias, Tensor? teacher_hidden, "
-    "Tensor? teacher_weight, Tensor? teacher_bias, Tensor? teacher_logits, Tensor? target, "
-    "Tensor? sample_weight, Tensor? num_items, float? logit_softcap, int chunk_rows, "
-    "float temperature, float alpha, str divergence, float beta, int ignore_index, "
-    "float label_smoothing, str reduction, bool temperature_squared, bool common_vocab, "
-    "bool standardize_logits, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "Tensor? teacher_weight, Tensor? teacher_bias, Tensor? teacher_logits, "
+    "Tensor? teacher_values, Tensor? teacher_indices, Tensor? target, Tensor? sample_weight, "
+    "Tensor? num_items, float? logit_softcap, int chunk_rows, float temperature, float alpha, "
+    "str divergence, float beta, int ignore_index, float label_smoothing, str reduction, "
+    "bool temperature_squared, bool common_vocab, bool standardize_logits, str teacher_is, "
+    "str tail, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _CONSTANTS = _SCHEMA.partition("->")[0].count(",") + 1 - 3  # arguments that get no gradient
 _AUTO = 0  # chunk_rows="auto"
+
+
+def check_topk_values(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> None:
+    """Check a top-k teacher's entries where looking costs no sync: the kernels see chunks alone."""
+    values, indices = inputs.teacher_values, inputs.teacher_indices
+    if values is None or indices is None or not _front.is_plain(values) or values.is_cuda:
+        return
+    rows = inputs.student_hidden, values, inputs.target, inputs.sample_weight, None, indices
+    check_topk(KDLossInputs(*rows), options.topk, len(inputs.student_weight))
 
 
 def op_serves(options: LinearKDLossOptions) -> bool:
@@ -149,14 +161,14 @@ def op_serves(options: LinearKDLossOptions) -> bool:
 
 def _unpack(arguments: tuple[Any, ...]) -> tuple[LinearKDLossInputs, LinearKDLossOptions, Wanted]:
     *values, wanted = arguments
-    softcap, chunk_rows, *rest = values[10:]
+    softcap, chunk_rows, *rest = values[12:]
     options = LinearKDLossOptions(softcap, "auto" if chunk_rows == _AUTO else chunk_rows, *rest)
     if len(wanted) != len(NONE_WANTED):
         raise ValueError(
             f"fastkd::{FUNCTION}: wanted must say of hidden states, weight and bias whether they "
             f"get a gradient, got {wanted}"
         )
-    return LinearKDLossInputs(*values[:10]), options, (wanted[0], wanted[1], wanted[2])
+    return LinearKDLossInputs(*values[:12]), options, (wanted[0], wanted[1], wanted[2])
 
 
 @torch.library.custom_op(
@@ -175,6 +187,7 @@ def linear_kd_loss_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     if inputs.target is not None and not inputs.target.is_cuda:
         classes = len(inputs.student_weight)  # here the row is known, in the kernel only the chunk
         check_target_range(FUNCTION, inputs.target, options.ignore_index, classes)
+    check_topk_values(inputs, options)
     with without_autocast(inputs.student_hidden.device):
         loss, grads, scale = run(inputs, options, dtypes, wanted)
     hidden, weight, bias = (loss.new_empty(0) if grad is None else grad for grad in grads)
@@ -185,8 +198,8 @@ def linear_kd_loss_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, 
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs, _, wanted = _unpack(arguments)
     hidden, weight, _bias = inputs.student
-    teacher = inputs.teacher_logits if inputs.teacher_hidden is None else inputs.teacher_hidden
-    assert teacher is not None
+    told = (inputs.teacher_hidden, inputs.teacher_logits, inputs.teacher_values)
+    (teacher,) = (tensor for tensor in told if tensor is not None)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     loss = hidden.new_empty((), dtype=torch.promote_types(wide, teacher.dtype))
     rows = math.prod(hidden.shape[:-1])
@@ -243,7 +256,7 @@ def compiled(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor
     loss, *_ = linear_kd_loss_op(
         *student,
         *teacher,
-        *inputs[6:9],
+        *inputs[6:11],
         num_items,
         options.logit_softcap,
         _AUTO if isinstance(options.chunk_rows, str) else int(options.chunk_rows),
@@ -257,6 +270,8 @@ def compiled(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor
         options.temperature_squared,
         options.common_vocab,
         options.standardize_logits,
+        options.teacher_is,
+        options.tail,
         wanted,
     )
     return loss

@@ -21,6 +21,7 @@ from fastkd.reference.rkd_angle_loss import rkd_angle_loss
 from fastkd.reference.rkd_distance_loss import rkd_distance_loss
 from fastkd.reference.rkd_loss import rkd_loss
 from fastkd.reference.similarity_preserving_loss import similarity_preserving_loss
+from fastkd.reference.topk_kd_loss import topk_kd_loss
 
 __all__ = [
     "attention_transfer_loss",
@@ -39,4 +40,5 @@ __all__ = [
     "rkd_distance_loss",
     "rkd_loss",
     "similarity_preserving_loss",
+    "topk_kd_loss",
 ]

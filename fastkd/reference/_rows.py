@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 
 def rows_of(inputs: KDLossInputs, options: RowOptions) -> Rows:
     """Of checked arguments."""
-    student_logits, teacher_logits, target, sample_weight, _ = inputs
+    student_logits, teacher_logits, target, sample_weight, *_ = inputs
     dtype = torch.promote_types(
         torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32
     )

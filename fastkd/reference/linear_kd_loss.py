@@ -10,6 +10,7 @@ from fastkd._linear_options import LinearKDLossInputs, LinearKDLossOptions
 from fastkd._linear_validation import check_linear_kd_loss
 from fastkd._options import KDLossInputs
 from fastkd.reference.kd_loss import evaluate as evaluate_of_logits
+from fastkd.reference.topk_kd_loss import evaluate as evaluate_of_topk
 
 
 def linear_kd_loss(
@@ -22,6 +23,8 @@ def linear_kd_loss(
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
     teacher_logits: Tensor | None = None,
+    teacher_values: Tensor | None = None,
+    teacher_indices: Tensor | None = None,
     sample_weight: Tensor | None = None,
     num_items: int | Tensor | None = None,
     **options: Any,
@@ -37,6 +40,8 @@ def linear_kd_loss(
         student_bias: as in `fastkd.linear_kd_loss`.
         teacher_bias: as in `fastkd.linear_kd_loss`, but gets a gradient if it requires one.
         teacher_logits: the same.
+        teacher_values: the same.
+        teacher_indices: as in `fastkd.reference.topk_kd_loss`.
         sample_weight: as in `fastkd.reference.kd_loss`.
         num_items: as in `fastkd.linear_kd_loss`.
         **options: the other keyword options of `fastkd.linear_kd_loss`.
@@ -52,6 +57,8 @@ def linear_kd_loss(
         teacher_weight,
         teacher_bias,
         teacher_logits,
+        teacher_values,
+        teacher_indices,
         target,
         sample_weight,
         num_items,
@@ -64,13 +71,16 @@ def linear_kd_loss(
 def evaluate(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor:
     """The formula itself, on checked arguments."""
     student = _logits(*inputs.student, options.logit_softcap)
+    rest = inputs.target, inputs.sample_weight, inputs.num_items
+    if inputs.teacher_values is not None:
+        of_topk = KDLossInputs(student, inputs.teacher_values, *rest, inputs.teacher_indices)
+        return evaluate_of_topk(of_topk, options.topk)
     teacher = inputs.teacher_logits
     if teacher is None:
         assert inputs.teacher_hidden is not None
         assert inputs.teacher_weight is not None
         of_teacher = inputs.teacher_hidden, inputs.teacher_weight, inputs.teacher_bias
         teacher = _logits(*of_teacher, options.logit_softcap)
-    rest = inputs.target, inputs.sample_weight, inputs.num_items
     return evaluate_of_logits(KDLossInputs(student, teacher, *rest), options.kd)
 
 

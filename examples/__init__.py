@@ -19,8 +19,15 @@ relational.py (the command: distances and angles of an embedding)
 
 causal_lm.py (the command: a language model from one with another vocabulary)
     -> options.py, report.py
-    -> causal_lm_experiment.py     text, models, a step of several batches
+    -> causal_lm_experiment.py     models, a step of several batches
+         -> text.py
     -> causal_lm_plot.py
+
+cached_teacher.py (the command: a teacher by its K largest classes, in a file)
+    -> options.py, report.py
+    -> cached_teacher_experiment.py    models, the file, the students' losses
+         -> text.py
+    -> cached_teacher_plot.py
 
 After Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531, and
 Park, Kim, Lu, Cho: Relational Knowledge Distillation, arXiv:1904.05068.

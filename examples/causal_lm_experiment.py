@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import fastkd
+from examples.text import documentation
 
 IGNORED = -100  # the label of what is not predicted
 TEACHER, FROM_LABELS, FROM_TEACHER = "teacher", "student, from labels", "student, from the teacher"
@@ -73,8 +73,7 @@ class Text:
     """Python's own reference documentation, in bytes."""
 
     def __init__(self) -> None:
-        data = "\n\n".join(topics.values()).encode()
-        self.bytes = torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
+        self.bytes = documentation()
         self.training = len(self.bytes) * 9 // 10
 
     def batches(self, settings: Settings, seed: int) -> Iterator[Batch]:

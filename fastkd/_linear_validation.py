@@ -66,11 +66,13 @@ def _check_teacher(
     if forms == [topk]:
         return "teacher_values", _check_topk_teacher(inputs, options), None
     if logits is not None:
+        _check_of_topk_alone(options)
         check_floating(FUNCTION, "teacher_logits", logits)
         check_device(FUNCTION, "teacher_logits", logits, inputs.student_hidden)
         if logits.ndim == 0:
             raise ValueError(f"{FUNCTION}: teacher_logits must have shape (..., V), got a scalar")
         return "teacher_logits", logits.shape, logits.shape[-1]
+    _check_of_topk_alone(options)
     if hidden is None or weight is None:
         raise TypeError(
             f"{FUNCTION}: expected teacher_hidden and teacher_weight, or teacher_logits, or "
@@ -104,6 +106,14 @@ def _check_topk_teacher(inputs: LinearKDLossInputs, options: LinearKDLossOptions
             f"classes, got {', '.join(unserved)}"
         )
     return values.shape
+
+
+def _check_of_topk_alone(options: LinearKDLossOptions) -> None:
+    if (options.teacher_is, options.tail) != ("log_probs", "bucket"):
+        raise ValueError(
+            f"{FUNCTION}: teacher_is and tail are of a teacher by teacher_values, which is not "
+            f"given, got teacher_is={options.teacher_is!r}, tail={options.tail!r}"
+        )
 
 
 def _check_layer(

@@ -99,6 +99,7 @@ def topk_error(
     flat = torch.tensor(row, device="cpu")  # whatever torch.set_default_device says
     position = tuple(int(i) for i in torch.unravel_index(flat, shape)) if shape else ()
     bad = _bad_entries(inputs, options, classes)[position]
+    assert bad.any(), "the kernel refused a row in which nothing is wrong (a bug in fastkd)"
     entry = int(bad.int().argmax())
     value, index = float(values[position][entry]), int(indices[position][entry])
     at = f"at entry {entry} of row {position}"
@@ -139,6 +140,7 @@ def _bad_entries(inputs: KDLossInputs, options: TopKKDLossOptions, classes: int)
 def _entries(inputs: KDLossInputs, dim: int) -> tuple[Tensor, Tensor]:
     assert inputs.indices is not None
     values = inputs.teacher.detach().movedim(dim, -1)
+    values = values.to(torch.promote_types(values.dtype, torch.float32))  # as the kernel reads them
     return values, inputs.indices.movedim(dim, -1).to(torch.int64)
 
 

@@ -160,6 +160,7 @@ def test_errors() -> None:
         (ValueError, {**told, "common_vocab": True}, "got common_vocab=True"),
         (ValueError, {**told, "standardize_logits": True}, "got standardize_logits=True"),
         (ValueError, {**told, "teacher_is": "logits"}, "tail must be"),
+        (ValueError, {"teacher_logits": hidden, "tail": "truncate"}, "which is not given, got"),
         (ValueError, {**told, "teacher_indices": indices[:, :2]}, "must have the shape of"),
         (ValueError, {"teacher_values": values[1:], "teacher_indices": indices[1:]}, "the rows of"),
     ):

@@ -151,8 +151,9 @@ def test_a_masked_class_among_the_others(backend: str) -> None:
     assert_close(rows(masked, values, indices), truth(masked, values, indices))
 
 
+@pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("where", ["named", "other", "value"])
-def test_nan_stays_in_its_row(backend: str, where: str) -> None:
+def test_nan_stays_in_its_row(backend: str, where: str, tail: str) -> None:
     student, _, values, indices = make()
     if where == "value":
         values[2, 1] = NAN
@@ -160,8 +161,36 @@ def test_nan_stays_in_its_row(backend: str, where: str) -> None:
         hidden = set(indices[2].tolist())
         other = next(c for c in range(40) if c not in hidden)
         student[2, indices[2, 0] if where == "named" else other] = NAN
-    loss, _ = rows(student, values, indices)
-    assert loss.isnan().tolist() == [False, False, True, False, False, False]
+    for loss, grad in (
+        rows(student, values, indices, tail=tail),
+        truth(student, values, indices, tail=tail),
+    ):
+        assert loss.isnan().tolist() == [False, False, True, False, False, False]
+        assert not grad[[0, 1, 3, 4, 5]].isnan().any()
+
+
+@pytest.mark.parametrize("low", [torch.finfo(torch.float32).min, -INF, -1e9])
+@pytest.mark.parametrize("place", [0, 1, 1024, 1999])
+def test_label_smoothing_of_masked_classes(backend: str, place: int, low: float) -> None:
+    student, _, values, indices = make(shape=(6, 2000))
+    student[:, place] = low
+    values[indices == place] = -INF
+    target = torch.arange(10, 16)
+    loss, _ = rows(student, values, indices, target, label_smoothing=0.1)
+    expected, _ = truth(student, values, indices, target, label_smoothing=0.1)
+    assert loss.isfinite().equal(expected.isfinite())
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("offset", "temperature"), [(100.0, 0.01), (1000.0, 0.1)])
+def test_logits_far_from_zero_keep_their_digits(
+    backend: str, offset: float, temperature: float
+) -> None:
+    student, teacher = torch.randn(2, 6, 40) * temperature
+    teacher = teacher + offset
+    told = teacher, torch.arange(40).repeat(6, 1)
+    options = {"teacher_is": "logits", "tail": "renormalize", "temperature": temperature}
+    assert_close(rows(student, *told, **options), truth(student, *told, **options))
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -237,6 +266,22 @@ def test_nonsense_is_an_error(cpu_backend: str, kind: str, how: str) -> None:
         function = torch.compile(topk_kd_loss, backend="aot_eager")
     with pytest.raises(error, match=message):
         function(student, values, indices)
+
+
+def test_the_limit_of_log_probabilities_is_one_for_all_types(cpu_backend: str) -> None:
+    student, values = torch.randn(1, 10), torch.tensor([[-1.0, -2.0, 0.01]]).bfloat16()
+    for dtype in (torch.float32, torch.float64):
+        with pytest.raises(ValueError, match=r"at most 0, got 0\.0100"):
+            topk_kd_loss(student.to(dtype), values, torch.tensor([[1, 2, 3]]))
+
+
+def test_indices_that_changed_before_second_derivatives() -> None:
+    student, _, values, indices = make()
+    student.requires_grad_()
+    loss = topk_kd_loss(student, values, indices)
+    indices.zero_()
+    with pytest.raises(RuntimeError, match="teacher_values, teacher_indices, target or sample_we"):
+        torch.autograd.grad(loss, student, create_graph=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -317,7 +362,7 @@ S, V, I = torch.randn(3, 5), torch.randn(3, 2).sub(9), torch.tensor([[0, 1]] * 3
         (TypeError, (S, V, I.float()), {}, "teacher_indices must have dtype int64, .*float32"),
         (TypeError, (S, V.long(), I), {}, "teacher_values must have dtype float32"),
         (TypeError, (S, V, [[0, 1]]), {}, "teacher_indices must be a torch.Tensor, got list"),
-        (ValueError, (S, V[:2], I), {}, r"outside dim 1, got \(2, 2\)"),
+        (ValueError, (S, V[:2], I[:2]), {}, r"outside dim 1, got \(2, 2\)"),
         (
             ValueError,
             (S, V, I[:, :1]),

@@ -7,64 +7,21 @@
 #pragma once
 
 #include "cpu/named_classes.h"
+#include "cpu/named_places.h"
 #include "cpu/row_chunks.h"
 #include "cpu/softmax_call.h"
 
 namespace fastkd::cpu {
 
-// The classes that a row's teacher names: which, and the place of each among them.
-class NamedPlaces {
- public:
-  explicit NamedPlaces(int64_t classes) : marks_((classes + kLanes - 1) / kLanes), place_(classes) {
-    if (!ok()) return;
-    memset(marks_.data(), 0, static_cast<size_t>((classes + kLanes - 1) / kLanes) * 2);
-  }
-
-  bool ok() const { return marks_.data() != nullptr && place_.data() != nullptr; }
-
-  void add(int64_t c, int64_t place) const {
-    marks_.data()[c / kLanes] |= static_cast<uint16_t>(1u << (c % kLanes));
-    place_.data()[c] = static_cast<int32_t>(place);
-  }
-  void clear(int64_t c) const { marks_.data()[c / kLanes] = 0; }
-
-  bool has(int64_t c) const { return (marks_.data()[c / kLanes] >> (c % kLanes) & 1u) != 0; }
-  int64_t place(int64_t c) const { return place_.data()[c]; }
-
-  // Whether classes [begin, begin + count) have one; begin is that of a chunk.
-  bool any(int64_t begin, int64_t count) const {
-    const uint16_t* const marks = marks_.data() + begin / kLanes;
-    uint32_t all = 0;
-    for (int64_t i = 0; i < (count + kLanes - 1) / kLanes; ++i) all |= marks[i];
-    return all != 0;
-  }
-
-  // A bit for each named class of a vector that begins at class c.
-  uint32_t marks(int64_t c) const { return marks_.data()[c / kLanes]; }
-
-  // visit(lane, place) of these.
-  template <class Visit>
-  void for_marked(int64_t c, Visit visit) const {
-    for (uint32_t marks = marks_.data()[c / kLanes]; marks != 0; marks &= marks - 1) {
-      const int lane = __builtin_ctz(marks);
-      visit(lane, place(c + lane));
-    }
-  }
-
- private:
-  Scratch<uint16_t> marks_;  // a vector of classes each
-  Scratch<int32_t> place_;   // of the marked classes; else anything
-};
-
 // Per-thread scratch: a chunk, what is kept of each class, and the named classes of a row.
 struct TopKScratch {
   int64_t chunks, lanes;
-  Scratch<float> chunk;        // [kChunk] logits
-  Scratch<float> exps;         // [kExps, plane_stride]
-  Scratch<float> part_max;     // [chunks]
-  NamedPlaces places;          // in the three below
-  Scratch<float> logit, told;  // [lanes] of the student, of the teacher; -inf beyond the last
-  Scratch<float> grad;         // [lanes]
+  Scratch<float> chunk;           // [kChunk] logits
+  Scratch<float> exps;            // [kExps, plane_stride]
+  Scratch<float> part_max;        // [chunks]
+  NamedPlaces places;             // in the three below
+  Scratch<float> logit, teacher;  // [lanes] of the student, of the teacher; -inf beyond the last
+  Scratch<float> grad;            // [lanes]
 
   TopKScratch(int exps_per_class, int64_t all_classes, int64_t named)
       : chunks((all_classes + kChunk - 1) / kChunk),
@@ -74,12 +31,12 @@ struct TopKScratch {
         part_max(chunks),
         places(all_classes),
         logit(lanes),
-        told(lanes),
+        teacher(lanes),
         grad(lanes) {}
 
   bool ok() const {
     return chunk.data() != nullptr && exps.data() != nullptr && part_max.data() != nullptr &&
-           places.ok() && logit.data() != nullptr && told.data() != nullptr &&
+           places.ok() && logit.data() != nullptr && teacher.data() != nullptr &&
            grad.data() != nullptr;
   }
 };
@@ -163,10 +120,10 @@ class TopKDriver {
       const float value = values(row)[k];
       if (!names(value)) continue;
       scratch.places.add(indices(row)[k], told);
-      scratch.told.data()[told++] = Loss::teacher_log(call_.params, value);
+      scratch.teacher.data()[told++] = Loss::teacher_log(call_.params, value);
     }
     for (int64_t k = told; k < scratch.lanes; ++k) {
-      scratch.told.data()[k] = scratch.logit.data()[k] = -INFINITY;
+      scratch.teacher.data()[k] = scratch.logit.data()[k] = -INFINITY;
     }
     return told;
   }
@@ -178,7 +135,7 @@ class TopKDriver {
 
   Named sum_named(int64_t told, const TopKScratch& scratch) const {
     const float* const s = scratch.logit.data();
-    const float* const t = scratch.told.data();
+    const float* const t = scratch.teacher.data();
     Vec top_student(kLowest), top_teacher(kLowest);
     for (int64_t i = 0; i < told; i += kLanes) {
       top_student = max(load(s + i), top_student);
@@ -199,7 +156,7 @@ class TopKDriver {
     Vec sum(0.0f);
     for (int64_t i = 0; i < told; i += kLanes) {
       sum = sum + Loss::divergence(params, row, load(scratch.logit.data() + i),
-                                   load(scratch.told.data() + i));
+                                   load(scratch.teacher.data() + i));
     }
     return sum_lanes(sum);
   }
@@ -213,7 +170,7 @@ class TopKDriver {
     for (int64_t part = 0; part < scratch.chunks; ++part) {
       const int64_t begin = part * kChunk;
       const int64_t count = classes_ - begin < kChunk ? classes_ - begin : kChunk;
-      if (smooths_) logit_sum += sum_of(logits + begin, count);
+      if (smooths_) logit_sum += sum_of(logits + begin, count, scratch);
       const Chunk chunk = scratch.chunks == 1 ? read_only_chunk(row, logits, scratch)
                           : scratch.places.any(begin, count)
                               ? read_others(logits, begin, count, scratch)
@@ -282,18 +239,19 @@ class TopKDriver {
     return {buffer, max_lanes(maximum), reinterpret_cast<const char*>(source + count), sizeof(T)};
   }
 
+  // Relative to the largest: nothing overflows, and logits far from 0 keep their digits.
   template <class T>
-  static double sum_of(const T* logits, int64_t count) {
-    const float first = to_float(logits[0]);
-    const Vec shift(first);  // sums of what is far from 0 keep their digits
+  static double sum_of(const T* logits, int64_t count, const TopKScratch& scratch) {
+    const Chunk chunk = read_chunk<T>(logits, 0, count, scratch.chunk.data());
+    const Vec shift(chunk.maximum);
     Vec sum(0.0f);
     for_vectors(
-        count, [&](int64_t i) { sum = sum + (load(logits + i) - shift); },
+        count, [&](int64_t i) { sum = sum + (load(chunk.logits + i) - shift); },
         [&](int64_t i, int n) {
-          sum = sum + keep(FirstLanes{n}, load_first(logits + i, n, 0.0f) - shift);
+          sum = sum + keep(FirstLanes{n}, load_first(chunk.logits + i, n, 0.0f) - shift);
         });
     return static_cast<double>(sum_lanes(sum)) +
-           static_cast<double>(count) * static_cast<double>(first);
+           static_cast<double>(count) * static_cast<double>(chunk.maximum);
   }
 
   // ---- gradient ----
@@ -312,7 +270,7 @@ class TopKDriver {
     float* const grad = scratch.grad.data();
     for (int64_t i = 0; i < told; i += kLanes) {
       Loss::grad_of_named(params, row, scale, load(scratch.logit.data() + i),
-                          load(scratch.told.data() + i))
+                          load(scratch.teacher.data() + i))
           .store(grad + i);
     }
     if (Loss::kHard && scratch.places.has(label)) grad[scratch.places.place(label)] -= scale.label;

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
   });
   if (maxima.bad != 0) weight = NAN;  // nothing may stop the device to report it
 
-  // take(k, c, s, log_p) of this thread's share of them.
+  // take(k, c, s, t) of this thread's share of them.
   const auto for_named = [&](auto take) {
     for (int64_t k = rank; k < told; k += size) {
       const float value = values[k];
@@ -128,9 +128,7 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
 
   // ---- sums ----
   Sums mine{0.0, Loss::start_rest(kLowest), Loss::start_named(maxima.student, maxima.teacher)};
-  for_named([&](int64_t, int64_t, float s, float log_p) {
-    Loss::take(call.params, mine.named, s, log_p);
-  });
+  for_named([&](int64_t, int64_t, float s, float t) { Loss::take(call.params, mine.named, s, t); });
   const auto hide = [&](int64_t i, float (&s)[kPerVector]) {
     const uint32_t marks = memory.marks[i / 32] >> (i % 32);
 #pragma unroll
@@ -169,9 +167,9 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
                              static_cast<float>(classes));
   }
   float divergence = 0.0f;
-  for_named([&](int64_t k, int64_t c, float s, float log_p) {
-    divergence = divergence + Loss::divergence(call.params, whole, s, log_p);
-    const float grad = Loss::grad_of_named(call.params, whole, scale, s, log_p);
+  for_named([&](int64_t k, int64_t c, float s, float t) {
+    divergence = divergence + Loss::divergence(call.params, whole, s, t);
+    const float grad = Loss::grad_of_named(call.params, whole, scale, s, t);
     memory.grad[k] = c == label ? grad - scale.label : grad;
   });
   divergence = join_block(divergence, memory.divergence, [](float a, float b) { return a + b; });

@@ -55,6 +55,7 @@ struct TopKKdLoss {
     Tail tail;
     bool logits;
     float inverse_t, exp2_scale;  // 1 / T, log2(e) / T
+    float teacher_scale;          // of differences of what the teacher gives: 1 / T, or 1
     float soft_weight, hard_weight, label_smoothing;
     int squarings;  // log2(T), of kPower
 
@@ -63,6 +64,7 @@ struct TopKKdLoss {
           logits(o.logits),
           inverse_t(1.0f / o.temperature),
           exp2_scale(kLog2E / o.temperature),
+          teacher_scale(o.logits ? inverse_t : 1.0f),
           soft_weight(o.soft_weight),
           hard_weight(o.hard_weight),
           label_smoothing(o.label_smoothing),
@@ -123,10 +125,10 @@ struct TopKKdLoss {
 
   // ---- classes that it names ----
 
-  // log p_c, or what is only to be normalised. Above 0 a rounded logarithm of 1 is all it can be.
+  // The logit or log p_c. Above 0 a rounded logarithm of 1 is all that one can be.
   template <class V>
   static FASTKD_HOST_DEVICE V teacher_log(const Params& p, V value) {
-    if (p.logits) return value * V(p.inverse_t);
+    if (p.logits) return value;
     return where_less(V(0.0f), value, V(0.0f), value);
   }
 
@@ -134,7 +136,7 @@ struct TopKKdLoss {
     return !p.logits && value > kMostLogProbability;
   }
 
-  // Sums relative to the maxima of these classes, of log p (or what teacher_log gives).
+  // Sums relative to the maxima of these classes.
   template <class V>
   struct Named {
     V max_student, max_teacher;
@@ -148,10 +150,10 @@ struct TopKKdLoss {
   }
 
   template <class V>
-  static FASTKD_HOST_DEVICE void take(const Params& p, Named<V>& named, V s, V log_p) {
+  static FASTKD_HOST_DEVICE void take(const Params& p, Named<V>& named, V s, V t) {
     const V shifted = s - named.max_student;
     named.sum_student = named.sum_student + exp2_nonpositive(shifted * V(p.exp2_scale));
-    named.sum_teacher = named.sum_teacher + exp_nonpositive(log_p - named.max_teacher);
+    named.sum_teacher = named.sum_teacher + at_teacher(p, t - named.max_teacher);
     if constexpr (kHard) named.sum_hard = named.sum_hard + exp_nonpositive(shifted);
   }
 
@@ -172,10 +174,10 @@ struct TopKKdLoss {
   // What turns a named class's numbers into p_c and q_c, and the row's other numbers.
   struct Row {
     float max_student, max_teacher;  // that exponentials are relative to
-    float p_scale, log_p;            // p_c = e^(log_p - max_teacher) p_scale, and the logarithm
+    float p_scale, log_p;            // p_c = e^(t - max_teacher) p_scale (logits: over T), its log
     float q_scale, log_q;            // q_c = e^((s - max_student) / T) q_scale
     float mass, rest, rho;           // m, r
-    float tail_loss;                 // r log(r / rho)
+    float tail_loss;                 // r log(r / rho), or NaN
     bool whole;                      // p and r sum to 1: D is not below 0
     float max_hard, sum_hard;        // of all classes
   };
@@ -207,6 +209,7 @@ struct TopKKdLoss {
       row.mass = named.sum_teacher * row.p_scale;
     }
     row.rho = zero_where_zero(of_rest, of_rest / sum);
+    if (named_only) row.tail_loss = 0.0f * rest.sum;  // NaN gives NaN, as it will in the gradient
     if (p.tail == Tail::kBucket) {
       // A student that has no other class has nowhere to put the rest, which is then rounding.
       row.rest = zero_where_zero(rest.sum, clamp_below_zero(1.0f - row.mass));
@@ -226,8 +229,8 @@ struct TopKKdLoss {
 
   // p_c log(p_c / q_c).
   template <class V>
-  static FASTKD_HOST_DEVICE V divergence(const Params& p, const Row& row, V s, V log_p) {
-    const V below = log_p - V(row.max_teacher);
+  static FASTKD_HOST_DEVICE V divergence(const Params& p, const Row& row, V s, V t) {
+    const V below = (t - V(row.max_teacher)) * V(p.teacher_scale);
     const V probability = exp_nonpositive(below) * V(row.p_scale);
     const V log_q = fma(s - V(row.max_student), V(p.inverse_t), V(row.log_q));
     return zero_where_zero(probability, probability * (below + V(row.log_p) - log_q));
@@ -282,10 +285,10 @@ struct TopKKdLoss {
 
   template <class V>
   static FASTKD_HOST_DEVICE V grad_of_named(const Params& p, const Row& row, const GradScale& scale,
-                                            V s, V log_p) {
+                                            V s, V t) {
     V grad = V(0.0f) - V(scale.floor);
     if (p.soft_weight != 0.0f) {
-      const V probability = exp_nonpositive(log_p - V(row.max_teacher)) * V(row.p_scale);
+      const V probability = at_teacher(p, t - V(row.max_teacher)) * V(row.p_scale);
       const V q = at_t(p, s - V(row.max_student)) * V(row.q_scale);
       grad = fma(fma(V(row.mass), q, V(0.0f) - probability), V(scale.soft), grad);
     }
@@ -327,6 +330,11 @@ struct TopKKdLoss {
   template <class V>
   static FASTKD_HOST_DEVICE V exp_nonpositive(V x) {
     return exp2_nonpositive(x * V(kLog2E));
+  }
+
+  template <class V>
+  static FASTKD_HOST_DEVICE V at_teacher(const Params& p, V below) {
+    return exp_nonpositive(below * V(p.teacher_scale));
   }
 
   template <class V>

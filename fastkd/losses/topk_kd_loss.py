@@ -72,6 +72,8 @@ def topk_kd_loss(
             logits. An entry of -inf names no class: it fills up rows that have fewer than K.
         teacher_indices: the shape of `teacher_values`, int64, int32, int16, int8 or uint8: which
             class each value is of, in any order, none twice in a row. int64 is not copied.
+            Probabilities that sum to more than 1 by more than rounding are not looked for: they
+            give what the formula gives, and float16 gradients may overflow.
         target: int64 class indices in [0, C), the logits' shape without `dim`. Rows whose target is
             `ignore_index` give loss 0 and gradient 0 in both terms, whatever they hold.
         temperature: T, in [1e-6, 1e6]. Log-probabilities are not scaled by it: they have to be of
@@ -104,7 +106,9 @@ def topk_kd_loss(
             names twice, and a log-probability above 0.01 (what rounding to bfloat16 leaves).
         IndexError: an index outside [0, C), or a target outside it that is not `ignore_index`, on
             the CPU. On CUDA nothing waits for the device to look: such a row's loss and gradient
-            are NaN, as those of what raises ValueError on the CPU.
+            are NaN, as those of what raises ValueError on the CPU. Entries of tensor subclasses,
+            in transforms, and of float64 under torch.compile are not looked at either: torch's
+            own error, or a number that means nothing.
         RuntimeError: CUDA refused a kernel (its shared memory holds a bit a class and 4 bytes an
             entry of a row: with 48 KiB some 4,000 entries at 262,144 classes), or
             FASTKD_REQUIRE_NATIVE=1 and there is none.
@@ -122,7 +126,7 @@ def topk_kd_loss(
         >>> loss = fastkd.topk_kd_loss(student, values, indices)
         >>> loss.backward()
         >>> round(loss.item(), 4)
-        0.3016
+        0.3603
     """
     return _call(
         KDLossInputs(

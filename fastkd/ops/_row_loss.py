@@ -109,7 +109,8 @@ def _differentiable(
         )
     others, versions = constants
     inputs = KDLossInputs(student, *others)
-    names = f"{loss.teacher}, target or sample_weight"
+    told = loss.teacher if inputs.indices is None else f"{loss.teacher}, teacher_indices"
+    names = f"{told}, target or sample_weight"
     check_unchanged(loss.function, names, inputs.constants, versions)
     return _of_reference(loss, inputs, options, grad_loss)
 

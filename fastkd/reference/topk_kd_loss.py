@@ -81,7 +81,8 @@ def _divergence(
         lacks_all = (logits == -math.inf).all(-1, keepdim=True)
         log_q = log_softmax(logits.masked_fill(lacks_all, 0), -1)
         log_q = log_q.masked_fill(lacks_all, -math.inf)
-        return kl_divergence(log_p, log_q)
+        spoiled = (student.isnan() | student.isposinf()).any(-1)  # by a class that is not named too
+        return kl_divergence(log_p, log_q).masked_fill(spoiled, math.nan)
     log_sum = scaled.logsumexp(-1, keepdim=True)
     divergence = kl_divergence(log_p, logits - log_sum)
     if options.tail == "bucket":

@@ -182,9 +182,9 @@ def test_the_registered_op_checks_what_it_is_given() -> None:
     options = (4.0, 0.5, "forward_kl", 0.5, -1, -100, 0.0, "mean", True, False, True)
     op = torch.ops.fastkd.kd_loss
     with pytest.raises(ValueError, match="target must have the logits' shape"):
-        op(S, T, Y[:1], None, None, *options)
+        op(S, T, Y[:1], None, None, None, *options)
     with pytest.raises(TypeError, match="no float64 kernel"):
-        op(S.double(), T, Y, None, None, *options)
+        op(S.double(), T, Y, None, None, None, *options)
 
 
 def test_without_a_kernel_the_reference_serves_after_one_warning(

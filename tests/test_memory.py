@@ -20,7 +20,7 @@ def gradient_of(case: LossCase, inputs: Inputs, factor: float) -> torch.Tensor:
 
 def least_resident_bytes(call: Callable[[], object]) -> int | None:
     """Of a few calls: the system may bring back what it had taken from an input meanwhile."""
-    peaks = [peak_resident_bytes(call) for _ in range(3)]
+    peaks = [peak_resident_bytes(call) for _ in range(8)]
     return min(peaks) if None not in peaks else None  # type: ignore[type-var]
 
 

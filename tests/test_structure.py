@@ -100,6 +100,7 @@ def test_module_takes_the_options_of_the_function(loss: str) -> None:
     )
     of_a_call = {"sample_weight", "num_items", "mask"}
     of_a_call |= {"student_bias", "teacher_bias", "teacher_logits"}
+    of_a_call |= {"teacher_values", "teacher_indices"}
     for name_of_tensor in of_a_call:
         of_function.pop(name_of_tensor, None)
     of_module.pop("regressor", None)

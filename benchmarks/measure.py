@@ -47,9 +47,9 @@ class Job:
 
 
 def find_jobs(wanted: str = "") -> tuple[Job, ...]:
-    """Every case's rows that have `wanted` in their name."""
+    """Every case's rows that have `wanted`, or one of several words with commas, in their name."""
     jobs = (Job(case, row) for case in BENCH_CASES for row in case.bench_rows)
-    return tuple(job for job in jobs if wanted in str(job))
+    return tuple(job for job in jobs if any(word in str(job) for word in wanted.split(",")))
 
 
 def measure(

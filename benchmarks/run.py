@@ -105,7 +105,7 @@ def _in_table_order(rows: Sequence[Row], jobs: Sequence[Job]) -> tuple[Row, ...]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument(
-        "--rows", default="", metavar="TEXT", help="only rows with TEXT in the name"
+        "--rows", default="", metavar="TEXT[,TEXT]", help="only rows with TEXT in the name"
     )
     parser.add_argument(
         "--rounds", type=_positive, default=25, help="timed rounds; fewer where calls take > 0.5 s"

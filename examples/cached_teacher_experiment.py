@@ -25,7 +25,7 @@ class Settings:
 
     temperature: float = 2.0
     counts: tuple[int, ...] = (1, 5, 20)
-    seeds: int = 3
+    seeds: int = 2
     teacher_steps: int = 1000
     teacher_width: int = 256
     student_steps: int = 400

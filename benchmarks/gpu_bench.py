@@ -7,7 +7,6 @@ kept as soon as it is known, and a run with --resume goes on behind the row that
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -31,11 +30,12 @@ from benchmarks.gpu_measure import (
     words_of,
 )
 from benchmarks.gpu_timing import Ceilings, measure_ceilings
+from benchmarks.journal import Journal
 from benchmarks.measure import Job
 from benchmarks.peers import PEERS, peer_versions
 from benchmarks.providers import PROVIDERS
 from benchmarks.report import render_markdown, save
-from benchmarks.results import ON_GPU, Results, Row, row_from_json, to_json
+from benchmarks.results import ON_GPU, Results, Row
 
 LOST = 3  # exit status: the device faulted, start again with --resume
 ROUNDS = 21
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpu_bench: {problem}", file=sys.stderr)
         return 1
     results, slug = empty_results(), gpu_facts.slug(gpu_facts.gpu()["gpu"])
-    journal = Journal(options.journal, options.resume)
+    journal = GpuJournal(options.journal, options.resume)
     try:
         for _ in measured(in_turn(jobs), gpu_meters(), journal, options.rounds, options.until):
             # After every row: what ends this process does not take the rows before.
@@ -84,55 +84,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-class Journal:
-    """What is known so far, a line of JSON each."""
+class GpuJournal(Journal):
+    """Beside the rows also what was begun, and torch's own rates."""
 
     def __init__(self, path: Path, resume: bool) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            path.unlink(missing_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        records = [json.loads(line) for line in lines]
+        super().__init__(path, resume)
         # Rows that were begun, and the stages in which earlier processes ended at them.
         self.ended: dict[str, list[str]] = {}
-        for each in records:
+        for each in self.records:
             if "begun" in each:
                 self.ended.setdefault(each["begun"], []).append("begin")
             if "stage" in each:
                 self.ended[each["of"]][-1] = each["stage"]
-        self.rows: dict[str, Row] = {
-            each["job"]: row_from_json(each["row"]) for each in records if "row" in each
-        }
         self.ceilings = next(
-            (Ceilings(**each["ceilings"]) for each in records if "ceilings" in each), None
+            (Ceilings(**each["ceilings"]) for each in self.records if "ceilings" in each), None
         )
 
     def begin(self, job: Job) -> None:
         """A row is being measured: if the process ends now, it was this row's fault."""
-        self._write({"begun": str(job)})
+        self.write({"begun": str(job)})
 
     def stage(self, job: Job, stage: str) -> None:
         """A provider's turn, or a later stage, that may be at fault."""
-        self._write({"stage": stage, "of": str(job)})
-
-    def keep(self, job: Job, row: Row) -> None:
-        """A row is known."""
-        self.rows[str(job)] = row
-        self._write({"job": str(job), "row": to_json(row)})
+        self.write({"stage": stage, "of": str(job)})
 
     def keep_ceilings(self, ceilings: Ceilings) -> None:
         """The rates of torch's own kernels are known."""
         self.ceilings = ceilings
-        self._write({"ceilings": {"copy": ceilings.copy, "add": ceilings.add}})
-
-    def _write(self, record: dict[str, object]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self.write({"ceilings": {"copy": ceilings.copy, "add": ceilings.add}})
 
 
 def measured(
-    jobs: Sequence[Job], meters: Meters, journal: Journal, rounds: int, until: float
+    jobs: Sequence[Job], meters: Meters, journal: GpuJournal, rounds: int, until: float
 ) -> Iterator[Row]:
     """Measure the ceilings and the rows that the journal lacks."""
     if journal.ceilings is None:
@@ -150,12 +133,12 @@ def measured(
         else:
             print(f"no time left for {name}", flush=True)
             continue
-        journal.keep(job, row)
+        journal.keep(name, row)
         yield row
 
 
 def _measure_one(
-    job: Job, meters: Meters, journal: Journal, rounds: int, without: Sequence[str]
+    job: Job, meters: Meters, journal: GpuJournal, rounds: int, without: Sequence[str]
 ) -> Row:
     begin = time.monotonic()
     print(f"{job}:", end=" ", flush=True)
@@ -193,7 +176,7 @@ def empty_results() -> Results:
     return Results(machine.date(), machine.commit(), device, versions, {ON_GPU: math.nan}, ())
 
 
-def filled(results: Results, journal: Journal, jobs: Sequence[Job]) -> Results:
+def filled(results: Results, journal: GpuJournal, jobs: Sequence[Job]) -> Results:
     """The run so far."""
     assert journal.ceilings is not None
     return dataclasses.replace(

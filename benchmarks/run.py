@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure every loss, print the tables, record them and draw them."""
+"""Measure every loss, print the tables, record them and draw them.
+
+A run that is cut off has lost one row at most: with --resume the next goes on where it was.
+"""
 
 import argparse
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before torch is loaded: its profiler, which weighs memory, else writes into the progress bar.
@@ -15,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import ROOT, machine
+from benchmarks.journal import Journal
 from benchmarks.mapped import is_wanted, measure_mapped
 from benchmarks.measure import Job, Progress, find_jobs, measure
 from benchmarks.plot import draw
@@ -34,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not jobs:
         names = "\n  ".join(str(job) for job in find_jobs())
         parser.error(f"--rows {options.rows!r} matches no row of:\n  {names}")
-    results = run(jobs, options.threads, options.rounds, options.providers)
+    settings = Settings(options.threads, options.rounds, options.providers)
+    journal = Journal(options.journal, options.resume)
+    if not settings.agree(journal):
+        parser.error(f"--resume: {_shown(journal.path)} is of another commit or other options")
+    results = run(jobs, settings, journal)
     print(f"\n{render_markdown(results)}")
     if options.save:
         slug = machine.slug(results.threads)
@@ -45,11 +54,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(
-    jobs: Sequence[Job], threads: Sequence[int], rounds: int, providers: Sequence[str]
-) -> Results:
+@dataclass(frozen=True)
+class Settings:
+    """How every row is measured."""
+
+    threads: Sequence[int]
+    rounds: int
+    providers: Sequence[str]
+
+    def agree(self, journal: Journal) -> bool:
+        """Whether the journal's rows were measured so; a new journal notes that they are."""
+        mine = {
+            "commit": machine.commit(),
+            "versions": machine.versions(),
+            "threads": list(self.threads),
+            "rounds": self.rounds,
+            "providers": list(self.providers),
+        }
+        if not journal.records:
+            journal.write(mine)
+        return journal.records[0] == mine
+
+
+def run(jobs: Sequence[Job], settings: Settings, journal: Journal) -> Results:
     """Measure the rows at every thread count, or at the largest where they ask for no more."""
     device, versions, commit = machine.device(), machine.versions(), machine.commit()
+    threads = settings.threads
     copies: dict[int, float] = {}
     rows: list[Row] = []
     jobs_of = {
@@ -64,23 +94,33 @@ def run(
             copies[count] = copy_bandwidth()
             for job in jobs_of[count]:
                 bar.set_description(f"{count} threads, {job}")
-                rows.append(
-                    measure(
-                        job,
-                        threads=count,
-                        rounds=rounds,
-                        providers=providers,
-                        only_time=count != max(threads),
-                        progress=_progress(bar),
-                    )
-                )
-                bar.update()
-                if is_wanted(job):
-                    bar.set_postfix_str("mapped memory")
-                    row = measure_mapped(job, count, rounds, providers)
+                for mapped in (False, True) if is_wanted(job) else (False,):
+                    name = f"{count} threads, {job}{', mapped' if mapped else ''}"
+                    row = journal.rows.get(name)
+                    if row is None:
+                        row = _measure(job, count, mapped, settings, _progress(bar))
+                        if row is not None:
+                            journal.keep(name, row)
                     rows.extend([] if row is None else [row])
                     bar.update()
     return Results(machine.date(), commit, device, versions, copies, _in_table_order(rows, jobs))
+
+
+def _measure(
+    job: Job, threads: int, mapped: bool, settings: Settings, progress: Progress
+) -> Row | None:
+    rounds, providers = settings.rounds, settings.providers
+    if mapped:
+        progress("mapped memory")
+        return measure_mapped(job, threads, rounds, providers)
+    return measure(
+        job,
+        threads=threads,
+        rounds=rounds,
+        providers=providers,
+        only_time=threads != max(settings.threads),
+        progress=progress,
+    )
 
 
 def _progress(bar: tqdm) -> Progress:
@@ -126,6 +166,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR"
+    )
+    parser.add_argument(
+        "--journal", type=Path, default=ROOT / "build" / "bench.jsonl", help="rows as they come"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="measure only what the last run's journal lacks"
     )
     parser.add_argument("--no-save", dest="save", action="store_false", help="print only")
     return parser

@@ -170,14 +170,20 @@ def test_figures_have_three_digits_and_a_unit() -> None:
 
 
 def test_command_prints_and_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--rows", " 8x10 ", "--rounds", "2", "--threads", "1,2"]
+    folder, journal = tmp_path / "results", tmp_path / "journal"
+    arguments = ["--rows", " 8x10 ", "--rounds", "2", "--providers", "eager,fastkd"]
+    arguments += ["--output", str(folder), "--journal", str(journal)]
     threads = torch.get_num_threads()
     try:
-        assert main([*arguments, "--providers", "eager,fastkd", "--output", str(tmp_path)]) == 0
+        assert main([*arguments, "--threads", "1,2"]) == 0
+        with pytest.raises(SystemExit):
+            main([*arguments, "--threads", "2", "--resume"])
     finally:
         torch.set_num_threads(threads)
-    assert "| 8x10" in capsys.readouterr().out
-    files = {path.suffix: path for path in tmp_path.iterdir()}
+    told = capsys.readouterr()
+    assert "| 8x10" in told.out
+    assert "is of another commit or other options" in told.err
+    files = {path.suffix: path for path in folder.iterdir()}
     assert set(files) == {".json", ".csv", ".md", ".png"}
     assert files[".png"].read_bytes().startswith(b"\x89PNG")
     record = results_from_json(json.loads(files[".json"].read_text()))

@@ -2,6 +2,9 @@
 """Which rows the benchmarks have, and what each needs."""
 
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_cases import TORCH_CASES
 
 import fastkd
+from benchmarks.journal import Journal
 from benchmarks.mapped import is_wanted
-from benchmarks.measure import MAPPED_SHAPES, find_jobs, measure
-from benchmarks.run import run
+from benchmarks.measure import MAPPED_SHAPES, Job, find_jobs, measure
+from benchmarks.results import Row
+from benchmarks.run import Settings, run
 from benchmarks.tables import STYLES
 
 BENCHED = [case for case in (*CASES, *TORCH_CASES) if case.bench_rows]
@@ -92,16 +97,54 @@ def test_row_tells_why_a_provider_is_not_asked() -> None:
     assert not alone.providers
 
 
-def test_rows_may_ask_for_the_most_threads_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Measures no copy, and leaves torch its threads."""
     monkeypatch.setattr("benchmarks.run.copy_bandwidth", lambda: 20e9)
-    few, all_counts = small_job(BEYOND_EAGER, (8, 4)), SMALL_JOB
     threads = torch.get_num_threads()
-    try:
-        found = run((few, all_counts), (1, 2), 1, ("fastkd",))
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("quick")
+def test_rows_may_ask_for_the_most_threads_only(tmp_path: Path) -> None:
+    few, all_counts = small_job(BEYOND_EAGER, (8, 4)), SMALL_JOB
+    settings = Settings((1, 2), 1, ("fastkd",))
+    found = run((few, all_counts), settings, Journal(tmp_path / "journal", resume=False))
     assert [(row.loss, row.threads) for row in found.rows] == [
         ("rkd_loss", 2),
         ("kd_loss", 2),
         ("kd_loss", 1),
     ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_goes_on_where_it_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, settings = tmp_path / "journal", Settings((1,), 1, ("fastkd",))
+    jobs = small_job(BEYOND_EAGER, (8, 4)), SMALL_JOB
+    measured: list[Job] = []
+
+    def stops_at_the_second(job: Job, **options: Any) -> Row:
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(job)
+        return measure(job, **options)
+
+    monkeypatch.setattr("benchmarks.run.measure", stops_at_the_second)
+    journal = Journal(path, resume=False)
+    assert settings.agree(journal)
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs, settings, journal)
+    with path.open("a") as file:
+        file.write('{"job": "torn')
+    monkeypatch.setattr("benchmarks.run.measure", measure)
+    again = Journal(path, resume=True)
+    assert settings.agree(again)
+    assert not Settings((1,), 2, ("fastkd",)).agree(again)
+    (kept,) = again.rows.values()
+    found = run(jobs, settings, again)
+    assert found.rows[0] is kept
+    assert list(Journal(path, resume=True).rows.values()) == list(found.rows)
+    assert not Journal(path, resume=False).rows

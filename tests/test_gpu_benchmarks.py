@@ -23,7 +23,7 @@ from gpu_jobs import BATCH_JOBS, MAPS_JOB, SMALL_JOB, measure, meters
 import fastkd
 from benchmarks import ROOT, accuracy, gpu_bench, gpu_measure
 from benchmarks.accuracy import errors, sliced_errors
-from benchmarks.gpu_bench import Journal, measured
+from benchmarks.gpu_bench import GpuJournal, measured
 from benchmarks.gpu_calls import PROFILED, profiled_calls, small_calls
 from benchmarks.gpu_measure import DeviceLostError, find_gpu_jobs, in_turn, measure_on_gpu
 from benchmarks.gpu_timing import Ceilings, input_sets
@@ -133,25 +133,25 @@ def test_a_run_goes_on_behind_the_row_that_ended_it(
 ) -> None:
     monkeypatch.setattr(gpu_bench, "GPU_PROVIDERS", ("fastkd", "eager"))
     path = tmp_path / "journal"
-    first = Journal(path, resume=False)
+    first = GpuJournal(path, resume=False)
     first.keep_ceilings(Ceilings(3e12, 2e12))
     first.begin(MAPS_JOB)  # and then the process was gone
-    journal = Journal(path, resume=True)
+    journal = GpuJournal(path, resume=True)
     rows = list(measured((MAPS_JOB, SMALL_JOB), meters(), journal, 1, time.time() + 60))
     assert [row.failures for row in rows] == [{"fastkd": "hung or faulted (begin)"}, {}]
-    again = Journal(path, resume=True)
+    again = GpuJournal(path, resume=True)
     assert again.ceilings == Ceilings(3e12, 2e12)
     assert again.rows == journal.rows
     assert not list(measured((MAPS_JOB, SMALL_JOB), meters(), again, 1, time.time() + 60))
-    fresh = Journal(path, resume=False)
+    fresh = GpuJournal(path, resume=False)
     fresh.keep_ceilings(Ceilings(3e12, 2e12))
     fresh.begin(SMALL_JOB)
     fresh.stage(SMALL_JOB, "fastkd")
     fresh.stage(SMALL_JOB, "eager")  # whose fault was the end
-    (row,) = measured((SMALL_JOB,), meters(), Journal(path, resume=True), 1, time.time() + 60)
+    (row,) = measured((SMALL_JOB,), meters(), GpuJournal(path, resume=True), 1, time.time() + 60)
     assert set(row.providers) == {"fastkd"}
     assert row.failures == {"eager": "hung or faulted"}
-    fresh = Journal(path, resume=False)
+    fresh = GpuJournal(path, resume=False)
     fresh.keep_ceilings(Ceilings(3e12, 2e12))
     assert not list(measured((SMALL_JOB,), meters(), fresh, 1, time.time() - 1))
     assert "no time left" in capsys.readouterr().out

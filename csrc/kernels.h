@@ -24,12 +24,13 @@ enum class Status {
   kOutOfMemory,
   kThreadPoolFailed,
   kLaunchFailed,
+  kTooLarge,  // for the device's memory on the chip
 };
 
 struct Outcome {
   Status status = Status::kOk;
   int64_t row = -1;              // of kTargetOutOfRange and kNamedClasses
-  const char* kernel = nullptr;  // of kLaunchFailed, and CUDA's word for it
+  const char* kernel = nullptr;  // of kLaunchFailed and kTooLarge, and why
   const char* reason = nullptr;
 };
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from fastkd._option_checks import check_real, check_type
-from fastkd._topk_validation import check_classes
-from fastkd._validation import check_floating
+from fastkd._validation import check_classes, check_floating
 
 
 class TopK(NamedTuple):

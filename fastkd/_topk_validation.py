@@ -9,12 +9,14 @@ from torch import Tensor
 
 from fastkd._options import KDLossInputs, TopKKDLossOptions
 from fastkd._validation import (
+    check_classes,
     check_device,
     check_floating,
     check_num_items,
     check_sample_weight,
     check_target,
     check_tensor,
+    without,
 )
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -29,7 +31,7 @@ def check_topk_kd_loss(inputs: KDLossInputs, options: TopKKDLossOptions) -> None
     check_floating(function, "student_logits", student)
     dim = check_classes(function, "student_logits", student, options.dim)
     check_topk_tensors(function, values, inputs.indices, student, dim)
-    if values.ndim != student.ndim or _without(values, dim) != _without(student, dim):
+    if values.ndim != student.ndim or without(values.shape, dim) != without(student.shape, dim):
         raise ValueError(
             f"{function}: teacher_values must have the student's shape {tuple(student.shape)} "
             f"outside dim {dim}, got {tuple(values.shape)}"
@@ -61,25 +63,6 @@ def check_topk_tensors(function: str, values: Any, indices: Any, student: Tensor
             f"{function}: teacher_values must have at least one entry in dim {dim % values.ndim}, "
             f"got shape {tuple(values.shape)}"
         )
-
-
-def check_classes(function: str, name: str, logits: Tensor, dim: int) -> int:
-    """Check that logits have classes in `dim`, and return it counted from the front."""
-    rank = logits.ndim
-    if rank == 0:
-        raise ValueError(f"{function}: {name} must have a class dimension, got a scalar")
-    if not -rank <= dim < rank:
-        raise ValueError(
-            f"{function}: dim must be in [{-rank}, {rank - 1}] for logits of shape "
-            f"{tuple(logits.shape)}, got {dim}"
-        )
-    dim %= rank
-    if logits.shape[dim] == 0:
-        raise ValueError(
-            f"{function}: {name} must have at least one class in dim {dim}, "
-            f"got shape {tuple(logits.shape)}"
-        )
-    return dim
 
 
 def check_topk(inputs: KDLossInputs, options: TopKKDLossOptions, classes: int) -> None:
@@ -142,7 +125,3 @@ def _entries(inputs: KDLossInputs, dim: int) -> tuple[Tensor, Tensor]:
     values = inputs.teacher.detach().movedim(dim, -1)
     values = values.to(torch.promote_types(values.dtype, torch.float32))  # as the kernel reads them
     return values, inputs.indices.movedim(dim, -1).to(torch.int64)
-
-
-def _without(tensor: Tensor, dim: int) -> torch.Size:
-    return tensor.shape[:dim] + tensor.shape[dim + 1 :]

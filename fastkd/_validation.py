@@ -41,31 +41,37 @@ def check_logits(
     check_floating(function, "student_logits", student)
     check_floating(function, "teacher_logits", teacher)
     check_device(function, "teacher_logits", teacher, student)
-    rank = student.ndim
-    if rank == 0:
-        raise ValueError(f"{function}: student_logits must have a class dimension, got a scalar")
-    if not -rank <= dim < rank:
-        raise ValueError(
-            f"{function}: dim must be in [{-rank}, {rank - 1}] for logits of shape "
-            f"{tuple(student.shape)}, got {dim}"
-        )
-    dim %= rank
+    dim = check_classes(function, "student_logits", student, dim)
     if student.shape != teacher.shape and (
-        same_classes or _without(student.shape, dim) != _without(teacher.shape, dim)
+        same_classes or without(student.shape, dim) != without(teacher.shape, dim)
     ):
         hint = ""
-        if same_classes and _without(student.shape, dim) == _without(teacher.shape, dim):
+        if same_classes and without(student.shape, dim) == without(teacher.shape, dim):
             hint = " (common_vocab=True lets the class counts differ)"
         raise ValueError(
             f"{function}: teacher_logits must have the student's shape {tuple(student.shape)}"
             f"{'' if same_classes else f' outside dim {dim}'}, got {tuple(teacher.shape)}{hint}"
         )
-    for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
-        if logits.shape[dim] == 0:
-            raise ValueError(
-                f"{function}: {name} must have at least one class in dim {dim}, "
-                f"got shape {tuple(logits.shape)}"
-            )
+    check_classes(function, "teacher_logits", teacher, dim)
+    return dim
+
+
+def check_classes(function: str, name: str, logits: Tensor, dim: int) -> int:
+    """Check that logits have classes in `dim`, and return it counted from the front."""
+    rank = logits.ndim
+    if rank == 0:
+        raise ValueError(f"{function}: {name} must have a class dimension, got a scalar")
+    if not -rank <= dim < rank:
+        raise ValueError(
+            f"{function}: dim must be in [{-rank}, {rank - 1}] for logits of shape "
+            f"{tuple(logits.shape)}, got {dim}"
+        )
+    dim %= rank
+    if logits.shape[dim] == 0:
+        raise ValueError(
+            f"{function}: {name} must have at least one class in dim {dim}, "
+            f"got shape {tuple(logits.shape)}"
+        )
     return dim
 
 
@@ -180,7 +186,7 @@ def check_same_features(function: str, student: Tensor, teacher: Tensor) -> None
     kind, channel = ("conv1x1", 1) if student.ndim == 4 else ("linear", student.ndim - 1)
     hint = ""
     if teacher.ndim == student.ndim and (
-        _without(student.shape, channel) == _without(teacher.shape, channel)
+        without(student.shape, channel) == without(teacher.shape, channel)
     ):
         widths = f"{student.shape[channel]}, {teacher.shape[channel]}"
         hint = f' (map the student by HintRegressor({widths}, kind="{kind}"))'
@@ -310,7 +316,7 @@ def check_floating(function: str, name: str, value: Any) -> None:
 
 def _check_rows(function: str, name: str, value: Tensor, student: Tensor, dim: int) -> None:
     check_device(function, name, value, student)
-    rows = _without(student.shape, dim)
+    rows = without(student.shape, dim)
     if value.shape != rows:
         raise ValueError(
             f"{function}: {name} must have the logits' shape without dim {dim}, "
@@ -326,5 +332,6 @@ def check_device(function: str, name: str, value: Tensor, student: Tensor) -> No
         )
 
 
-def _without(shape: torch.Size, dim: int) -> torch.Size:
+def without(shape: torch.Size, dim: int) -> torch.Size:
+    """The sizes of all dimensions but one."""
     return shape[:dim] + shape[dim + 1 :]

@@ -62,6 +62,10 @@ bool settle(const Outcome& outcome) {
       throw std::bad_alloc();
     case Status::kThreadPoolFailed:
       throw std::runtime_error("fastkd: torch's thread pool reported a failure");
+    case Status::kTooLarge:
+      throw std::runtime_error(std::string("fastkd: CUDA has no room for ") + outcome.kernel +
+                               ": " + outcome.reason +
+                               ". fastkd.reference has the same losses in plain PyTorch");
     case Status::kLaunchFailed:
       throw std::runtime_error(std::string("fastkd: CUDA refused ") + outcome.kernel + ": " +
                                outcome.reason +

@@ -23,7 +23,7 @@ Outcome topk_kd_loss(const LogitArgs& args, const NamedClasses& named, const Row
     cuda::Arena arena(nullptr);
     const cuda::TopKMemory<Loss> memory(arena, args.student.classes, named.count);
     if (arena.bytes() > chip.shared_per_block) {
-      return {Status::kLaunchFailed, -1, "topk_rows",
+      return {Status::kTooLarge, -1, "topk_rows",
               "a block's shared memory does not hold a bit a class and 4 bytes a named class"};
     }
     const int threads =

@@ -63,6 +63,7 @@ def call_on_rows(
     if unread and in_plain_python and not _front.in_transform():
         classes = inputs.student.shape[options.dim]
         check_values(options.function, inputs.target, inputs.num_items, classes, options)
+        # On a GPU too, where gather would end the process's use of it: there is no kernel to wait.
         if inputs.indices is not None and _front.is_plain(inputs.indices):
             check_topk(inputs, options, classes)
     if path == "reference":

@@ -109,9 +109,9 @@ def topk_kd_loss(
             are NaN, as those of what raises ValueError on the CPU. Entries of tensor subclasses,
             in transforms, and of float64 under torch.compile are not looked at either: torch's
             own error, or a number that means nothing.
-        RuntimeError: CUDA refused a kernel (its shared memory holds a bit a class and 4 bytes an
-            entry of a row: with 48 KiB some 4,000 entries at 262,144 classes), or
-            FASTKD_REQUIRE_NATIVE=1 and there is none.
+        RuntimeError: CUDA refused a kernel, or has no room for it (its shared memory holds a bit a
+            class and 4 bytes an entry of a row: the 64 KiB of sm_75 leave some 7,700 entries at
+            262,144 classes), or FASTKD_REQUIRE_NATIVE=1 and there is none.
 
     References:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531.

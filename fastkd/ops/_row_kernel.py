@@ -71,7 +71,7 @@ def forward(loss: RowLoss, inputs: KDLossInputs, options: Any, with_grad: bool) 
         _native.new_workspace(module, student, dim),
     )
     try:
-        grad = _run(loss, call, inputs, options, grad)
+        grad = _run(loss, module, call, inputs, options, grad)
     except IndexError as error:
         assert target is not None
         row = int(str(error))
@@ -84,6 +84,7 @@ def forward(loss: RowLoss, inputs: KDLossInputs, options: Any, with_grad: bool) 
 
 def _run(
     loss: RowLoss,
+    module: NativeModule,
     call: _native.KDLossCall,
     inputs: KDLossInputs,
     options: Any,
@@ -91,7 +92,6 @@ def _run(
 ) -> Tensor | None:
     """Call the kernel, which fills `grad`, or another tensor that is returned."""
     student, dim = inputs.student, options.dim % inputs.student.ndim
-    module = module_of(loss.function, student)
     kernel: Callable[..., bool] = _native.kd_loss
     teacher: Tensor | _native.TopK = inputs.teacher
     if inputs.indices is not None:

@@ -57,7 +57,7 @@ def linear_kd_loss(
     time (a chunk) their logits are computed, kd_loss's kernel writes its gradient over the
     student's, and that becomes gradients of hidden states, weight and bias. One chunk of logits a
     side is held, beside the gradients: what is held does not grow with the number of rows, as the
-    logits would. Products are torch.matmul's.
+    logits would. Products are torch's own.
 
     Gradients are those of `kd_loss` after the layer, computed for the arguments that require one: a
     frozen layer costs no product. They are computed in forward and scaled in backward; only
@@ -89,8 +89,7 @@ def linear_kd_loss(
         logit_softcap: c in [1e-3, 1e4], of both sides' logits, in their dtype as in transformers;
             costs a third chunk where there is a gradient.
         chunk_rows: how many rows at a time; "auto": such that a chunk of logits takes about 16 MiB
-            on the CPU and 256 MiB on a GPU, and 64 rows at least. More are faster where there is
-            memory for them.
+            on the CPU and 256 MiB on a GPU, and 64 rows at least.
         temperature: as in `fastkd.kd_loss`, like all that follow.
         alpha: weight of the distillation term.
         divergence: "forward_kl", "reverse_kl", "js" or "tv".

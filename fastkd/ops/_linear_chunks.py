@@ -20,13 +20,14 @@ from fastkd._reduction import reduce_total
 from fastkd._validation import read_num_items
 from fastkd.ops import kd_loss as of_logits
 from fastkd.ops import topk_kd_loss as of_topk
+from fastkd.ops._layer_product import layer_product
 from fastkd.ops._linear_gradients import Gradients, GradientSums, Wanted
 from fastkd.ops._row_kernel import Result as ChunkResult
 from fastkd.reference.kd_loss import evaluate as evaluate_logits
 from fastkd.reference.topk_kd_loss import evaluate as evaluate_topk
 
-# Bytes of a chunk's logits where chunk_rows="auto", for the memory. On the CPU, whose products pack
-# the weight anew for each chunk, larger ones are faster; a GPU's have not been measured.
+# Bytes of a chunk's logits where chunk_rows="auto": on the CPU larger ones are hardly faster, and
+# kd_loss's kernel finds these in the cache. A GPU's have not been measured.
 _CHUNK_BYTES = {"cpu": 16 << 20}
 _CHUNK_BYTES_ELSEWHERE = 256 << 20
 _LEAST_ROWS = 64
@@ -49,11 +50,8 @@ class _Layer(NamedTuple):
     weight: Tensor
     bias: Tensor | None
 
-    def logits(self, hidden: Tensor, buffer: Tensor) -> Tensor:
-        out = buffer[: len(hidden)]
-        if self.bias is None:
-            return torch.mm(hidden, self.weight.t(), out=out)
-        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+    def logits(self, hidden: Tensor) -> Tensor:
+        return layer_product(hidden, self.weight, self.bias)
 
 
 def _layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Layer:
@@ -110,7 +108,6 @@ class _Teacher:
         inputs: LinearKDLossInputs,
         softcap: float | None,
         dtype: torch.dtype | None,
-        step: int,
     ) -> None:
         known = inputs.teacher_values
         self.whole = inputs.teacher_logits if known is None else known
@@ -121,14 +118,13 @@ class _Teacher:
             of_teacher = inputs.teacher_hidden, inputs.teacher_weight, inputs.teacher_bias
             self.layer = _layer(*of_teacher, dtype)
             self.softcap = softcap
-            self.buffer = self.layer.hidden.new_empty(step, len(self.layer.weight))
 
     def rows(self, part: slice) -> tuple[Tensor, Tensor | None]:
         if self.whole is not None:
             indices = None if self.indices is None else _rows(self.indices, part)
             return _rows(self.whole.detach(), part), indices
-        logits = self.layer.logits(self.layer.hidden[part], self.buffer)
-        return _cap(logits, self.softcap, None), None
+        logits = self.layer.logits(self.layer.hidden[part])
+        return _cap(logits, self.softcap)[0], None
 
 
 def run(
@@ -143,10 +139,7 @@ def run(
     rows = _rows_of(inputs, options)
     count = len(student.hidden)
     step = min(_chunk_rows(student.weight, options.chunk_rows), max(count, 1))
-    teacher = _Teacher(inputs, options.logit_softcap, dtypes[1], step)
-    buffer = student.hidden.new_empty(step, len(student.weight))
-    capped = options.logit_softcap is not None and any(wanted)
-    slopes = torch.empty_like(buffer) if capped else None
+    teacher = _Teacher(inputs, options.logit_softcap, dtypes[1])
     sums = GradientSums(student.hidden, student.weight, wanted)
     weighed = rows
     if row_scale is not None:
@@ -158,25 +151,26 @@ def run(
         reduction="none" if by_rows else "sum",
         inplace=True,
     )
-    losses = []
-    for begin in range(0, count, step):
-        part = slice(begin, min(begin + step, count))
-        slope = None if slopes is None else slopes[: part.stop - begin]
+
+    def take(part: slice) -> Tensor:  # a call each: its logits are gone before the next
         hidden = rows.without_ignored(student.hidden, part)
-        logits = _cap(student.logits(hidden, buffer), options.logit_softcap, slope)
+        logits, slope = _cap(student.logits(hidden), options.logit_softcap, any(wanted))
         chunk = weighed.inputs(logits, teacher.rows(part), part)
         loss, grad, unscale = _differentiate(chunk, chunk_options, any(wanted))
-        losses.append(loss)
         if grad is not None:
             if slope is not None:
                 grad.mul_(slope)
             sums.add(part, hidden, grad, unscale)
+        return loss
+
+    losses = [take(slice(at, min(at + step, count))) for at in range(0, count, step)]
     dtype = _loss_dtype(dtypes[0], inputs, dtypes[1])
     if by_rows:
         shape = inputs.student_hidden.shape[:-1]
-        loss = torch.cat(losses).view(shape) if losses else buffer.new_zeros(shape, dtype=dtype)
+        loss = torch.cat(losses) if losses else student.hidden.new_zeros(0, dtype=dtype)
+        loss = loss.view(shape)
         return Result(loss, sums.grads, loss.new_ones(()))
-    exact = torch.stack(losses).double().sum() if losses else buffer.new_zeros(()).double()
+    exact = torch.stack(losses).double().sum() if losses else student.hidden.new_zeros(()).double()
     total = exact.to(dtype)
     batch_size = inputs.student_hidden.shape[0] if inputs.student_hidden.ndim > 1 else 1
     num_items = _settled(inputs.num_items)
@@ -209,14 +203,15 @@ def _chunk_rows(weight: Tensor, chunk_rows: int | str) -> int:
     return max(_LEAST_ROWS, budget // (len(weight) * weight.element_size()))
 
 
-def _cap(logits: Tensor, softcap: float | None, slope: Tensor | None) -> Tensor:
-    """In place; `slope` becomes the derivative."""
+def _cap(
+    logits: Tensor, softcap: float | None, with_slope: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The logits, in place, and their derivative."""
     if softcap is None:
-        return logits
+        return logits, None
     logits.div_(softcap).tanh_()
-    if slope is not None:
-        torch.mul(logits, logits, out=slope).neg_().add_(1)
-    return logits.mul_(softcap)
+    slope = torch.mul(logits, logits).neg_().add_(1) if with_slope else None
+    return logits.mul_(softcap), slope
 
 
 def _rows(logits: Tensor, part: slice) -> Tensor:

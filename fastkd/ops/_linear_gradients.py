@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastkd.ops._layer_product import layer_product
+
 _BLOCK_CLASSES = 8192  # of which half types hold a product before it is added up
 
 Wanted = tuple[bool, bool, bool]
@@ -49,7 +51,7 @@ class GradientSums:
 
     def _add_hidden(self, out: Tensor, grad: Tensor, unscale: Tensor | None) -> None:
         if not self.is_half:
-            torch.mm(grad, self.weight, out=out)
+            out.copy_(layer_product(grad, self.weight.t()))
             return
         for block in self._blocks():
             out.add_(_product(grad[:, block], self.weight[block]))

@@ -24,19 +24,18 @@ SLOWER, BAR, COPY, INK, FAINT = "#D55E00", "#009E73", "#444444", "#222222", "#DD
 ROW_INCHES = 0.34
 # What a name's end shows.
 FIGURES: dict[str, tuple[Kind, ...]] = {
-    "": ("logits", "layers"),
-    "-relations-features": ("relations", "features"),
+    "": ("logits",),
+    "-layers-relations-features": ("layers", "relations", "features"),
 }
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows of one kind and thread count: two panels."""
+    """Rows of one kind, at the largest thread count: two panels."""
 
     kind: Kind
     names: dict[tuple[str, str], str]  # of the kind's losses
-    threads: int
     rows: list[Row]
 
     @property
@@ -47,13 +46,11 @@ class _Block:
 def draw(results: Results, folder: Path, slug: str) -> list[Path]:
     """A figure for logits, one for all else; those of which there are rows."""
     paths = []
+    most = [row for row in results.rows if row.threads == max(results.threads)]
     for end, kinds in FIGURES.items():
-        blocks = [
-            _Block(kind, loss_names(rows), threads, [row for row in rows if row.threads == threads])
-            for kind, rows in by_kind(row for row in results.rows if row.kind in kinds)
-            for threads in reversed(results.threads)
-        ]
-        if blocks := [block for block in blocks if block.rows]:
+        found = by_kind(row for row in most if row.kind in kinds)
+        blocks = [_Block(kind, loss_names(rows), list(rows)) for kind, rows in found]
+        if blocks:
             paths.append(_draw_figure(results, blocks, folder / f"{slug}{end}.png"))
     return paths
 
@@ -68,9 +65,10 @@ def _draw_figure(results: Results, blocks: Sequence[_Block], path: Path) -> Path
     )
     ratios = [r for block in blocks for row in block.rows for r in _ratios(row).values()]
     # Room for the figures beside the outermost dots.
-    limits = min([0.8, *(0.6 * ratio for ratio in ratios)]), 1.5 * max([1.2, *ratios])
+    limits = min([0.8, *(0.4 * ratio for ratio in ratios)]), 1.5 * max([1.2, *ratios])
+    threads = max(results.threads)
+    where = "GPU" if threads == ON_GPU else count_text(threads, "thread")
     for block, (left, right) in zip(blocks, grid, strict=True):
-        where = "GPU" if block.threads == ON_GPU else count_text(block.threads, "thread")
         _draw_ratios(left, block.rows, limits)
         left.set_yticks(range(len(block.rows)), row_labels(block.rows, block.names), color=INK)
         title = f"{block.kind.capitalize()}, {where}"
@@ -82,9 +80,9 @@ def _draw_figure(results: Results, blocks: Sequence[_Block], path: Path) -> Path
             _draw_time_for_each(right, block.rows)
             rate = "ns a pair or triplet"
         else:
-            _draw_bandwidth(right, block.rows, results.copy_bandwidth[block.threads])
+            _draw_bandwidth(right, block.rows, results.copy_bandwidth[threads])
             rate = "GB/s"
-        right.set_title(f"{rate}, {where}", loc="left", fontweight="bold", color=INK)
+        right.set_title(rate, loc="left", fontweight="bold", color=INK)
     figure.suptitle(
         "fastkd: times faster, forward and backward, than eager PyTorch and torch.compile of it",
         x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK,

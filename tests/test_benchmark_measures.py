@@ -178,5 +178,5 @@ def test_memory_counts_every_gradient() -> None:
     inputs = LINEAR_KD_LOSS.make_inputs(Geometry((2, 500), width=300))
     step = make_steps(LINEAR_KD_LOSS, inputs, ("fastkd",))["fastkd"]
     gradients = sum(leaf.nbytes for leaf in inputs.leaves)
-    # A chunk of logits a side, and a few numbers a row.
-    assert gradients <= peak_tensor_bytes(step) <= gradients + 2 * 2 * 500 * 4 + 4096
+    # A chunk of logits a side, a few numbers a row, and what oneDNN's products work in.
+    assert gradients <= peak_tensor_bytes(step) <= gradients + 2 * 2 * 500 * 4 + (1 << 18)

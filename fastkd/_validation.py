@@ -2,13 +2,14 @@
 """Checks of tensor arguments: what was expected, what was received, before any work."""
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastkd._options import DecoupledKDLossOptions, KDLossInputs, KDLossOptions
 
+T = TypeVar("T")
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -280,6 +281,14 @@ def read_num_items(function: str, num_items: float | Tensor) -> float:
     return value
 
 
+def settled_num_items(function: str, num_items: float | Tensor | None) -> float | Tensor | None:
+    """As the kernels take it: negative is an error, or NaN on a GPU, where nothing waits for it."""
+    if isinstance(num_items, Tensor) and num_items.is_cuda:
+        wide = num_items.detach().double()
+        return wide.masked_fill(wide < 0, math.nan)
+    return None if num_items is None else read_num_items(function, num_items)
+
+
 def check_target_range(function: str, target: Tensor, ignore_index: int, classes: int) -> None:
     """Raise IndexError for a class index outside [0, classes) that is not ignore_index."""
     bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
@@ -332,6 +341,6 @@ def check_device(function: str, name: str, value: Tensor, student: Tensor) -> No
         )
 
 
-def without(shape: torch.Size, dim: int) -> torch.Size:
-    """The sizes of all dimensions but one."""
-    return shape[:dim] + shape[dim + 1 :]
+def without(of_dimensions: tuple[T, ...], dim: int) -> tuple[T, ...]:
+    """What belongs to the dimensions, but for one: sizes, slices."""
+    return of_dimensions[:dim] + of_dimensions[dim + 1 :]

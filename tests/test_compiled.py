@@ -136,7 +136,7 @@ def test_opcheck(case: LossCase) -> None:
         inputs.keywords["target"],
         torch.rand(6),
         *(None, None),
-        *(4.0, 0.5, "forward_kl", 0.5, -1, -100, 0.1, "mean", True, False),
+        *(4.0, 0.5, "forward_kl", 0.5, -1, -100, 0.1, "mean", True, False, False),
         True,
     )
     torch.library.opcheck(torch.ops.fastkd.kd_loss.default, arguments)

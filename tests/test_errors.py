@@ -179,7 +179,7 @@ def test_freed_storage_is_an_error_not_a_crash(backend: str, which: str) -> None
 
 
 def test_the_registered_op_checks_what_it_is_given() -> None:
-    options = (4.0, 0.5, "forward_kl", 0.5, -1, -100, 0.0, "mean", True, False, True)
+    options = (4.0, 0.5, "forward_kl", 0.5, -1, -100, 0.0, "mean", True, False, False, True)
     op = torch.ops.fastkd.kd_loss
     with pytest.raises(ValueError, match="target must have the logits' shape"):
         op(S, T, Y[:1], None, None, None, *options)

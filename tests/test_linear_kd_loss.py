@@ -258,10 +258,11 @@ def test_compiled_as_one_graph(options: dict[str, Any]) -> None:
 
 
 def test_the_op_refuses_what_it_lacks() -> None:
-    for options in ({"reduction": "none"}, {"standardize_logits": True}):
-        checked = ops.LinearKDLossOptions(**options)
-        layers = torch.zeros(8, 4), torch.zeros(10, 4), None, torch.zeros(8, 3), torch.zeros(10, 3)
-        inputs = ops.LinearKDLossInputs(*layers, *(None,) * 7)
+    layers = torch.zeros(8, 4), torch.zeros(10, 4), None, torch.zeros(8, 3), torch.zeros(10, 3)
+    wide = [None if layer is None else layer.double() for layer in layers]
+    for of, reduction in ((layers, "none"), (wide, "mean")):
+        checked = ops.LinearKDLossOptions(reduction=reduction)
+        inputs = ops.LinearKDLossInputs(*of, *(None,) * 7)
         with pytest.raises(ValueError, match="fastkd::linear_kd_loss serves neither"):
             ops.compiled(inputs, checked)
 

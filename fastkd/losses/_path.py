@@ -44,23 +44,18 @@ def call_on_embeddings(
     return call(paths, evaluate, student, teacher, options)
 
 
-Around = Callable[[_row_loss.Path, KDLossInputs, Any], Tensor]
-
-
 def call_on_rows(
     paths: _row_loss.Paths,
     evaluate: _row_loss.Path,
     inputs: KDLossInputs,
     options: Any,
-    around: Around | None = None,
 ) -> Tensor:
-    """The loss of rows of logits, after their checks; `around` runs the kernel where not once."""
+    """The loss of rows of logits, after their checks."""
     in_plain_python = not torch.compiler.is_compiling()
     if options.inplace and in_plain_python:
         check_not_leaf(options.function, inputs.student)
     path = _front.choose_path(inputs.student, *inputs.constants)
-    unread = path == "reference" or around is not None  # no kernel looks at the target first
-    if unread and in_plain_python and not _front.in_transform():
+    if path == "reference" and in_plain_python and not _front.in_transform():
         classes = inputs.student.shape[options.dim]
         check_values(options.function, inputs.target, inputs.num_items, classes, options)
         # On a GPU too, where gather would end the process's use of it: there is no kernel to wait.
@@ -68,8 +63,7 @@ def call_on_rows(
             check_topk(inputs, options, classes)
     if path == "reference":
         return evaluate(inputs.constant()._replace(teacher=constant(inputs.teacher)), options)
-    run = paths.eager if path == "eager" else paths.compiled
-    return run(inputs, options) if around is None else around(run, inputs, options)
+    return (paths.eager if path == "eager" else paths.compiled)(inputs, options)
 
 
 def check_values(

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Knowledge distillation with soft targets at a temperature."""
 
-import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from fastkd import _front
@@ -12,9 +10,7 @@ from fastkd._options import Divergence, KDLossInputs, KDLossOptions, Reduction
 from fastkd._validation import check_kd_loss
 from fastkd.losses._module import LossModule
 from fastkd.losses._path import call_on_rows, options_of
-from fastkd.ops._row_loss import Path
 from fastkd.ops.kd_loss import PATHS
-from fastkd.reference._standard import standardized
 from fastkd.reference.kd_loss import evaluate
 
 
@@ -105,9 +101,9 @@ def kd_loss(
             side's own: scale and shift of the logits then do not matter to it. The hard term takes
             the logits as they are. Classes at -inf, or at float32's lowest number, stay masked and
             do not count; a row of equal logits has z = 0 and gets no gradient. The z-scores are
-            torch's own operations around the kernels: slower than without, with about eight tensors
-            of the logits' size in float32 where kd_loss has one. Under torch.compile with alpha = 1
-            a target out of range gives NaN.
+            torch's own operations around the kernels, a part of the rows at a time: slower than
+            without, in hardly more memory, but that the gradient of half types is in float32 until
+            it is scaled.
         inplace: whether the gradient may be written over the student's logits, which saves their
             size in memory and loses their values: other losses and metrics have to be computed
             before, as what reads the logits later reads the gradient. Autograd is told: backward of
@@ -219,42 +215,10 @@ class KDLoss(LossModule):
 
 
 def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
-    standardizes = options.standardize_logits and (inputs.target is None or options.alpha != 0)
-    plain = not standardizes and not options.inplace
+    if options.standardize_logits and inputs.target is not None and options.alpha == 0:
+        options = replace(options, standardize_logits=False)  # there is no soft term
+    plain = not options.standardize_logits and not options.inplace
     if plain and _front.is_ordinary_call(inputs, options.dim):
         return PATHS.eager(inputs, options)
     check_kd_loss(inputs, options)
-    around = _standardized if standardizes else None
-    return call_on_rows(PATHS, evaluate, inputs, options, around)
-
-
-def _standardized(run: Path, inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
-    """Both terms by the kernels: the soft one of z-scores, the hard one of the logits."""
-    options = replace(options, standardize_logits=False)
-    student, teacher, target, sample_weight, *_ = inputs
-    dim = options.dim % student.ndim
-    shared = min(student.shape[dim], teacher.shape[dim])  # differ only with common_vocab
-    weight = None if sample_weight is None else sample_weight.detach()
-    if target is not None:
-        ignored = target == options.ignore_index
-        outside = (target < 0) | (target >= student.shape[dim])
-        ones = torch.ones_like(target, dtype=torch.float32)
-        weight = (ones if weight is None else weight).masked_fill(outside, math.nan)
-        weight = weight.masked_fill(ignored, 0)
-
-    def scores(logits: Tensor) -> Tensor:
-        logits = logits.narrow(dim, 0, shared).to(torch.float32)
-        if weight is not None:  # rows that do not count may hold anything, NaN too
-            logits = logits.masked_fill((weight == 0).unsqueeze(dim), 0)
-        return standardized(logits, dim)
-
-    with torch.no_grad():
-        teacher_scores = scores(teacher)
-    soft_inputs = inputs._replace(
-        student=scores(student), teacher=teacher_scores, target=None, sample_weight=weight
-    )
-    soft = run(soft_inputs, replace(options, inplace=False))
-    if target is None or options.alpha == 1:
-        return soft
-    hard = run(inputs, replace(options, alpha=0.0))
-    return options.alpha * soft + (1 - options.alpha) * hard
+    return call_on_rows(PATHS, evaluate, inputs, options)

@@ -69,7 +69,7 @@ def linear_kd_loss(
 
     torch.compile and torch.export call the same, as does torch.utils.checkpoint. The PyTorch
     reference, which holds the logits, serves transforms (vmap, func.grad), tensor subclasses and
-    create_graph, and under torch.compile reduction="none", standardize_logits and float64.
+    create_graph, and under torch.compile reduction="none" and float64.
 
     Args:
         student_hidden: (..., H), float32, bfloat16, float16 or float64; gets a gradient.
@@ -101,8 +101,7 @@ def linear_kd_loss(
         num_items: replaces the denominator of "mean" and "batchmean".
         temperature_squared: whether T^2 multiplies the divergence.
         common_vocab: whether the class counts may differ.
-        standardize_logits: whether the divergence is that of z-scores; by PyTorch's operations on
-            the chunk.
+        standardize_logits: whether the divergence is that of z-scores.
         teacher_is: what teacher_values are, "log_probs" or "logits"; as in `fastkd.topk_kd_loss`,
             like what follows.
         tail: "bucket", "renormalize", "renormalize_teacher" or "truncate".

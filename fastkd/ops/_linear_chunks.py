@@ -17,7 +17,7 @@ from fastkd import _front
 from fastkd._linear_options import FUNCTION, LinearKDLossInputs, LinearKDLossOptions
 from fastkd._options import KDLossInputs, KDLossOptions, TopKKDLossOptions
 from fastkd._reduction import reduce_total
-from fastkd._validation import read_num_items
+from fastkd._validation import settled_num_items
 from fastkd.ops import kd_loss as of_logits
 from fastkd.ops import topk_kd_loss as of_topk
 from fastkd.ops._layer_product import layer_product
@@ -173,18 +173,10 @@ def run(
     exact = torch.stack(losses).double().sum() if losses else student.hidden.new_zeros(()).double()
     total = exact.to(dtype)
     batch_size = inputs.student_hidden.shape[0] if inputs.student_hidden.ndim > 1 else 1
-    num_items = _settled(inputs.num_items)
+    num_items = settled_num_items(FUNCTION, inputs.num_items)
     rest = _count(rows, count), options.reduction, batch_size, num_items
     scale = reduce_total(torch.ones_like(total), *rest)
     return Result(reduce_total(total, *rest), sums.grads, scale)
-
-
-def _settled(num_items: float | Tensor | None) -> float | Tensor | None:
-    """As kd_loss's kernels take it: negative is an error, or NaN where nothing waits to see it."""
-    if isinstance(num_items, Tensor) and num_items.is_cuda:
-        wide = num_items.double()
-        return wide.masked_fill(wide < 0, math.nan)
-    return None if num_items is None else read_num_items(FUNCTION, num_items)
 
 
 def _loss_dtype(
@@ -237,8 +229,10 @@ def _differentiate(
                 return of_topk.forward(inputs, options, with_grad)
             loss = evaluate_topk(inputs._replace(student=leaf), options)
         else:
-            if path == "eager" and not options.standardize_logits:
-                return of_logits.forward(inputs, options, with_grad)
+            if path == "eager":
+                loss, grad, unscale = of_logits.forward(inputs, options, with_grad)
+                # Of standardized half types it is in float32.
+                return ChunkResult(loss, None if grad is None else grad.to(leaf.dtype), unscale)
             loss = evaluate_logits(inputs._replace(student=leaf), options)
         total = loss.sum()
     grad = torch.autograd.grad(total, leaf)[0] if with_grad else None

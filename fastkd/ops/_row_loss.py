@@ -2,6 +2,7 @@
 """Losses of rows of logits over a kernel: the eager autograd function and the registered op."""
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch.autograd.graph import increment_version
 
 from fastkd import _backends
 from fastkd._options import KDLossInputs
+from fastkd.ops import _row_kernel
 from fastkd.ops._graph import (
     Versions,
     backward_of_reference,
@@ -19,9 +21,10 @@ from fastkd.ops._graph import (
     graph_is_kept,
     versions_of,
 )
-from fastkd.ops._row_kernel import RowLoss, check_memory, forward, scale, scaled, settle
+from fastkd.ops._row_kernel import Result, RowLoss, check_memory, scale, scaled, settle
 
 Path = Callable[[KDLossInputs, Any], Tensor]
+Forward = Callable[[KDLossInputs, Any, bool], Result]  # with a gradient or without
 
 _TYPES: dict[Any, str] = {float: "float", int: "int", bool: "bool"}  # others: one of some words
 
@@ -33,9 +36,10 @@ class Paths(NamedTuple):
     compiled: Path
 
 
-def paths_of(loss: RowLoss) -> Paths:
-    """The eager autograd function and the registered op of a loss."""
-    return Paths(_eager(loss), _RegisteredOp(loss))
+def paths_of(loss: RowLoss, forward: Forward | None = None) -> Paths:
+    """The eager autograd function and the registered op of a loss, by its kernel or `forward`."""
+    forward = forward or functools.partial(_row_kernel.forward, loss)
+    return Paths(_eager(loss, forward), _RegisteredOp(loss, forward))
 
 
 def _of_reference(loss: RowLoss, inputs: KDLossInputs, options: Any, grad_loss: Tensor) -> Tensor:
@@ -47,12 +51,12 @@ def _of_reference(loss: RowLoss, inputs: KDLossInputs, options: Any, grad_loss: 
 # ---- eager ----
 
 
-def _eager(loss: RowLoss) -> Path:
+def _eager(loss: RowLoss, forward: Forward) -> Path:
     # `forward(ctx, ...)` style: setup_context costs 25 us a call.
     def compute(ctx: Any, *arguments: Any) -> Tensor:
         *fields, options = arguments
         inputs = KDLossInputs(*fields)
-        value, grad, unscale = forward(loss, inputs, options, with_grad=True)
+        value, grad, unscale = forward(inputs, options, True)
         if options.inplace:
             increment_version(inputs.student)
         ctx.save_for_backward(grad, unscale, None if options.inplace else inputs.student)
@@ -89,7 +93,7 @@ def _eager(loss: RowLoss) -> Path:
             if options.inplace:
                 check_memory(loss, inputs)
             return apply(*inputs, options)
-        return forward(loss, inputs, options, with_grad=False).loss
+        return forward(inputs, options, False).loss
 
     return eager
 
@@ -128,11 +132,17 @@ def _with_own_num_items(loss: RowLoss, inputs: KDLossInputs, num_items: Tensor) 
 # ---- torch.compile and torch.export ----
 
 
+def _gradient_like(student: Tensor, options: Any) -> Tensor:
+    wide = getattr(options, "standardize_logits", False)
+    return torch.empty_like(student, dtype=torch.float32 if wide else student.dtype)
+
+
 class _RegisteredOp:
     """fastkd::<function>: loss, gradient for grad_loss = 1 (empty without), its unscale factor."""
 
-    def __init__(self, loss: RowLoss) -> None:
+    def __init__(self, loss: RowLoss, forward: Forward) -> None:
         self.loss = loss
+        self.forward = forward
         fields = dataclasses.fields(loss.options)
         self.fields = [field for field in fields if field.name not in loss.eager_only]
         words = "".join(f", {_TYPES.get(f.type, 'str')} {f.name}" for f in self.fields)
@@ -176,10 +186,10 @@ class _RegisteredOp:
         if torch.float64 in (inputs.student.dtype, inputs.teacher.dtype):
             name = self.loss.function
             raise TypeError(f"fastkd::{name} has no float64 kernel: call fastkd.{name}")
-        value, grad, unscale = forward(self.loss, inputs, options, with_grad)
+        value, grad, unscale = self.forward(inputs, options, with_grad)
         if grad is None:
             grad = inputs.student.new_empty(0)
-        elif grad.stride() != (promised := torch.empty_like(inputs.student)).stride():
+        elif grad.stride() != (promised := _gradient_like(inputs.student, options)).stride():
             grad = promised.copy_(grad)
         return value, grad, value.new_ones(()) if unscale is None else unscale
 
@@ -189,7 +199,7 @@ class _RegisteredOp:
         rows = student.shape[:dim] + student.shape[dim + 1 :]
         shape = rows if options.reduction == "none" else ()
         value = student.new_empty(shape, dtype=torch.float32)
-        grad = torch.empty_like(student) if with_grad else student.new_empty(0)
+        grad = _gradient_like(student, options) if with_grad else student.new_empty(0)
         return value, grad, value.new_empty(())
 
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -207,6 +217,5 @@ class _RegisteredOp:
             inputs = KDLossInputs(student, teacher, target, sample_weight, ctx.num_items, indices)
             grad_student = _of_reference(self.loss, inputs, ctx.options, grad_loss)
         else:
-            half = grad.dtype == torch.float16
-            grad_student = scaled(grad, grad_loss, unscale if half else None, ctx.options.dim)
+            grad_student = scaled(grad, grad_loss, unscale, ctx.options.dim).to(student.dtype)
         return grad_student, *(None,) * (len(self.fields) + 6)

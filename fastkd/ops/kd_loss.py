@@ -8,7 +8,7 @@ from fastkd import _native
 from fastkd._native_module import NativeModule
 from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._validation import check_kd_loss
-from fastkd.ops import _row_kernel
+from fastkd.ops import _row_kernel, _standardized
 from fastkd.ops._row_kernel import Result, RowLoss, row_options
 from fastkd.ops._row_loss import paths_of
 from fastkd.reference.kd_loss import evaluate
@@ -36,14 +36,19 @@ def _native_options(
 _LOSS = RowLoss(
     "kd_loss",
     KDLossOptions,
-    ("standardize_logits", "inplace", "function"),
+    ("inplace", "function"),
     check_kd_loss,
     _native_options,
     evaluate,
 )
-PATHS = paths_of(_LOSS)
+_kernel = functools.partial(_row_kernel.forward, _LOSS)
 
 
 def forward(inputs: KDLossInputs, options: KDLossOptions, with_grad: bool) -> Result:
     """Run the kernel on plain tensors of a device that has a module."""
-    return _row_kernel.forward(_LOSS, inputs, options, with_grad)
+    if options.standardize_logits:
+        return _standardized.forward(_kernel, inputs, options, with_grad)
+    return _kernel(inputs, options, with_grad)
+
+
+PATHS = paths_of(_LOSS, forward)

@@ -158,7 +158,7 @@ def check_topk_values(inputs: LinearKDLossInputs, options: LinearKDLossOptions) 
 
 def op_serves(options: LinearKDLossOptions) -> bool:
     """Whether the op has what is asked for: gradients in forward, from a kernel."""
-    return options.reduction != "none" and not options.standardize_logits
+    return options.reduction != "none"
 
 
 def _unpack(arguments: tuple[Any, ...]) -> tuple[LinearKDLossInputs, LinearKDLossOptions, Wanted]:
@@ -183,8 +183,8 @@ def linear_kd_loss_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     dtypes = product_dtypes(inputs)
     if not op_serves(options) or torch.float64 in dtypes:
         raise ValueError(
-            f"fastkd::{FUNCTION} serves neither float64 nor reduction='none' nor "
-            f"standardize_logits: call fastkd.{FUNCTION}"
+            f"fastkd::{FUNCTION} serves neither float64 nor reduction='none': "
+            f"call fastkd.{FUNCTION}"
         )
     if inputs.target is not None and not inputs.target.is_cuda:
         classes = len(inputs.student_weight)  # here the row is known, in the kernel only the chunk

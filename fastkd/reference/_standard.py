@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastkd.reference._scale import near_one
 
-_EPS = 1e-7  # of the original code, beside the deviation
+EPS = 1e-7  # of the original code, beside the deviation
 
 
 def standardized(logits: Tensor, dim: int) -> Tensor:
@@ -31,5 +31,5 @@ def standardized(logits: Tensor, dim: int) -> Tensor:
     square = centred.square().sum(dim, keepdim=True) / (count - 1).clamp_min(1)
     # sqrt has no derivative at 0, nor may its NaN be multiplied by 0.
     deviation = torch.where(level, 1, square).sqrt()
-    scores = centred.masked_fill(level, 0) / (deviation + _EPS / power)
+    scores = centred.masked_fill(level, 0) / (deviation + EPS / power)
     return scores.masked_fill(masked, -math.inf)

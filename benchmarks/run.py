@@ -26,8 +26,10 @@ from benchmarks.plot import draw
 from benchmarks.providers import PROVIDERS
 from benchmarks.report import render_markdown, save
 from benchmarks.results import Results, Row
+from benchmarks.text import count_text
 from benchmarks.timing import copy_bandwidth
 
+JOURNAL = ROOT / "build" / "bench.jsonl"
 REDRAW_SECONDS = 0.5  # of the progress bar: drawing it takes CPU time too
 
 
@@ -40,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = "\n  ".join(str(job) for job in find_jobs())
         parser.error(f"--rows {options.rows!r} matches no row of:\n  {names}")
     settings = Settings(options.threads, options.rounds, options.providers)
-    journal = Journal(options.journal, options.resume)
-    if not settings.agree(journal):
-        parser.error(f"--resume: {_shown(journal.path)} is of another commit or other options")
+    path = options.journal or (JOURNAL if options.save or options.resume else None)
+    try:
+        journal = Journal(path, options.resume)
+        settings.begin(journal)
+    except ValueError as error:
+        parser.error(str(error))
     results = run(jobs, settings, journal)
     print(f"\n{render_markdown(results)}")
     if options.save:
@@ -62,9 +67,10 @@ class Settings:
     rounds: int
     providers: Sequence[str]
 
-    def agree(self, journal: Journal) -> bool:
-        """Whether the journal's rows were measured so; a new journal notes that they are."""
+    def begin(self, journal: Journal) -> None:
+        """Note in a new journal how rows are measured; ValueError if an old one's were not so."""
         mine = {
+            "cpu": machine.cpu_model(),
             "commit": machine.commit(),
             "versions": machine.versions(),
             "threads": list(self.threads),
@@ -73,13 +79,19 @@ class Settings:
         }
         if not journal.records:
             journal.write(mine)
-        return journal.records[0] == mine
+            return
+        for name, value in mine.items():
+            theirs = journal.records[0].get(name)
+            if theirs != value:
+                raise ValueError(f"--resume: expected the journal's {name}, {theirs}, got {value}")
+        if "dirty" in str(mine["commit"]):
+            raise ValueError("--resume: files differ from the commit, so rows may be of other code")
 
 
 def run(jobs: Sequence[Job], settings: Settings, journal: Journal) -> Results:
     """Measure the rows at every thread count, or at the largest where they ask for no more."""
     device, versions, commit = machine.device(), machine.versions(), machine.commit()
-    threads = settings.threads
+    threads, kept = settings.threads, len(journal.rows)
     copies: dict[int, float] = {}
     rows: list[Row] = []
     jobs_of = {
@@ -103,7 +115,9 @@ def run(jobs: Sequence[Job], settings: Settings, journal: Journal) -> Results:
                             journal.keep(name, row)
                     rows.extend([] if row is None else [row])
                     bar.update()
-    return Results(machine.date(), commit, device, versions, copies, _in_table_order(rows, jobs))
+    checks = {"resumed": f"{count_text(kept, 'row')} of runs that were cut off"} if kept else {}
+    ordered = _in_table_order(rows, jobs)
+    return Results(machine.date(), commit, device, versions, copies, ordered, checks=checks)
 
 
 def _measure(
@@ -168,7 +182,10 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR"
     )
     parser.add_argument(
-        "--journal", type=Path, default=ROOT / "build" / "bench.jsonl", help="rows as they come"
+        "--journal",
+        type=Path,
+        metavar="FILE",
+        help=f"rows as they come (default: {JOURNAL.relative_to(ROOT)}, with --no-save none)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="measure only what the last run's journal lacks"

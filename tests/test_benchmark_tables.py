@@ -182,7 +182,7 @@ def test_command_prints_and_records(tmp_path: Path, capsys: pytest.CaptureFixtur
         torch.set_num_threads(threads)
     told = capsys.readouterr()
     assert "| 8x10" in told.out
-    assert "is of another commit or other options" in told.err
+    assert "--resume: expected the journal's threads, [1, 2], got [2]" in told.err
     files = {path.suffix: path for path in folder.iterdir()}
     assert set(files) == {".json", ".csv", ".md", ".png"}
     assert files[".png"].read_bytes().startswith(b"\x89PNG")

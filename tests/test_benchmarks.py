@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_cases import TORCH_CASES
 
 import fastkd
+from benchmarks import machine
 from benchmarks.journal import Journal
 from benchmarks.mapped import is_wanted
 from benchmarks.measure import MAPPED_SHAPES, Job, find_jobs, measure
@@ -123,6 +124,7 @@ def test_a_run_goes_on_where_it_was_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, settings = tmp_path / "journal", Settings((1,), 1, ("fastkd",))
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
     jobs = small_job(BEYOND_EAGER, (8, 4)), SMALL_JOB
     measured: list[Job] = []
 
@@ -134,17 +136,32 @@ def test_a_run_goes_on_where_it_was_cut_off(
 
     monkeypatch.setattr("benchmarks.run.measure", stops_at_the_second)
     journal = Journal(path, resume=False)
-    assert settings.agree(journal)
+    settings.begin(journal)
     with pytest.raises(KeyboardInterrupt):
         run(jobs, settings, journal)
     with path.open("a") as file:
         file.write('{"job": "torn')
     monkeypatch.setattr("benchmarks.run.measure", measure)
     again = Journal(path, resume=True)
-    assert settings.agree(again)
-    assert not Settings((1,), 2, ("fastkd",)).agree(again)
+    settings.begin(again)
+    with pytest.raises(ValueError, match="expected the journal's rounds, 1, got 2"):
+        Settings((1,), 2, ("fastkd",)).begin(again)
     (kept,) = again.rows.values()
     found = run(jobs, settings, again)
     assert found.rows[0] is kept
+    assert found.checks == {"resumed": "1 row of runs that were cut off"}
     assert list(Journal(path, resume=True).rows.values()) == list(found.rows)
+    monkeypatch.setattr(machine, "commit", lambda: "abc-dirty")
+    with pytest.raises(ValueError, match="expected the journal's commit, abc, got abc-dirty"):
+        settings.begin(Journal(path, resume=True))
     assert not Journal(path, resume=False).rows
+
+
+@pytest.mark.parametrize("text", ["precious\n", "[1]\n", "a table of one line", "\n", "\xff\n"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_that_is_no_journal_stays(tmp_path: Path, text: str, resume: bool) -> None:
+    path = tmp_path / "results.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"results.csv: expected a journal of a benchmark, got"):
+        Journal(path, resume)
+    assert path.read_bytes() == text.encode("latin-1")

@@ -43,6 +43,24 @@ def test_layer_product(dtype: torch.dtype, layout: str, shape: tuple[int, int, i
     torch.testing.assert_close(found, truth + bias.double(), rtol=bound, atol=bound)
 
 
+def test_bias_and_matrix_of_any_strides() -> None:
+    rows, bias = torch.randn(40, 16), torch.randn(30, 2)[:, 0]
+    numbers = torch.randn(4000)
+    for matrix in (
+        torch.randn(30, 16),
+        numbers.as_strided((30, 16), (3, 1)),  # rows that overlap
+        numbers.as_strided((30, 16), (1, 3)),
+        numbers.as_strided((30, 16), (0, 1)),
+        numbers.as_strided((30, 16), (40, 2)),
+        numbers.as_strided((30, 16), (50, 1)),
+        torch.randn(30, 1).expand(30, 16),
+    ):
+        for of_class in (bias, torch.tensor([0.25]).expand(30)):
+            truth = rows.double() @ matrix.double().t() + of_class.double()
+            found = layer_product(rows, matrix, of_class).double()
+            torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)
+
+
 @of_mkl
 def test_onednn_computes_it_in_place_of_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release of torch without the operation would make linear_kd_loss a third slower."""

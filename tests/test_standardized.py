@@ -11,6 +11,7 @@ from logit_cases import KD_CASES, make_logits
 from tolerance import assert_as_good, relative_error
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import fastkd
 from benchmarks.memory import peak_tensor_bytes
@@ -227,6 +228,66 @@ def test_the_registered_op(dtype: torch.dtype, reduction: str) -> None:
         *(None, 4.0, 0.5, "forward_kl", 0.5, -1, -100, 0.1, reduction, True, False, True, True),
     )
     torch.library.opcheck(torch.ops.fastkd.kd_loss.default, arguments)
+
+
+KINDS_OF_ROWS = ("masked", "level", "not a number", "extreme")
+
+
+def rows_of(kind: str) -> tuple[Tensor, Tensor]:
+    """Logits of which one row can't be standardized as the others are."""
+    student, teacher = torch.randn(2, 6, 20)
+    if kind == "masked":
+        student[2, 3] = teacher[2, 3] = teacher[4, 5] = -math.inf
+    elif kind == "level":
+        student[2], teacher[3] = 1.0, -2.0
+    elif kind == "not a number":
+        student[2, 3] = math.nan
+    else:
+        student[2] *= 1e20
+        teacher[3] *= 1e-20
+    return student, teacher
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ROWS)
+@pytest.mark.parametrize("how", ["eager", "compiled"])
+def test_rows_unlike_others_are_as_the_reference_has_them(kind: str, how: str) -> None:
+    student, teacher = rows_of(kind)
+    target = torch.randint(0, 20, (6,))
+    target[2] = 7
+    options: dict[str, Any] = {"standardize_logits": True, "reduction": "none", "temperature": 2.0}
+    reference = fastkd.reference.kd_loss
+    expected = differentiated(reference, student.double(), teacher.double(), target, **options)
+    torch._dynamo.reset()
+    function = (
+        torch.compile(fastkd.kd_loss, fullgraph=True) if how == "compiled" else fastkd.kd_loss
+    )
+    found = differentiated(function, student, teacher, target, **options)
+    for value, truth in zip(found, expected, strict=True):
+        torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ROWS[:2])
+def test_checkpointed_rows_are_computed_twice(kind: str) -> None:
+    student, teacher = rows_of(kind)
+    student.requires_grad_()
+    calls = []
+
+    def of(student: Tensor) -> Tensor:
+        calls.append(1)
+        return fastkd.kd_loss(student * 1, teacher, standardize_logits=True)
+
+    checkpoint(of, student, use_reentrant=False).backward()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_logits_are_not_overwritten(dtype: torch.dtype) -> None:
+    """Their gradient is in float32, so nothing would be saved."""
+    leaf, teacher = torch.randn(2, 8, 30, dtype=dtype).unbind()
+    logits = leaf.requires_grad_() * 1
+    fastkd.kd_loss(logits, teacher, standardize_logits=True, inplace=True).backward()
+    assert logits.equal(leaf)
+    assert logits._version == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -111,7 +111,8 @@ def kd_loss(
             are a view, ask for the gradient of what they are a view of. They must be an output of
             the model, not a leaf, and what backward passes on lies in their memory. Overwritten are
             logits whose gradient an eager kernel computes; under torch.compile, in transforms, in
-            float64 and without a gradient they stay as they are. backward(retain_graph=True), and
+            float64, without a gradient and half types with standardize_logits they stay as they
+            are. backward(retain_graph=True), and
             strides that the kernels do not read (every second class, say), take memory all the
             same.
 
@@ -221,4 +222,6 @@ def _call(inputs: KDLossInputs, options: KDLossOptions) -> Tensor:
     if plain and _front.is_ordinary_call(inputs, options.dim):
         return PATHS.eager(inputs, options)
     check_kd_loss(inputs, options)
+    if options.standardize_logits and options.inplace and inputs.student.dtype.itemsize < 4:
+        options = replace(options, inplace=False)  # the gradient is wider than the logits
     return call_on_rows(PATHS, evaluate, inputs, options)

@@ -21,7 +21,7 @@ from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._reduction import reduce_total
 from fastkd._validation import check_target_range, settled_num_items, without
 from fastkd.ops._row_kernel import Result
-from fastkd.reference._standard import EPS, standardized
+from fastkd.reference._standard import EPS, is_masked, standard_of
 
 Kernel = Callable[[KDLossInputs, KDLossOptions, bool], Result]
 
@@ -118,16 +118,15 @@ class _Work:
         ignored = None if self.ignored is None else self.ignored[rows]
         shared = min(student.shape[dim], teacher.shape[dim])  # differ only with common_vocab
         student_scores, teacher_scores, scratch = self._buffers(student.narrow(dim, 0, shared))
-        with_grad = self.grad is not None
 
-        def scores(logits: Tensor, into: Tensor, differentiable: bool) -> _Scores:
+        def scores(logits: Tensor, into: Tensor) -> _Scores:
             logits = logits.narrow(dim, 0, shared)
             if ignored is not None:
                 logits = _without_ignored(logits, ignored, dim)
-            return _Scores(logits, dim, into, scratch, differentiable)
+            return _Scores(logits, dim, into, scratch)
 
-        of_student = scores(student, student_scores, with_grad)
-        of_teacher = scores(teacher, teacher_scores, False)
+        of_student = scores(student, student_scores)
+        of_teacher = scores(teacher, teacher_scores)
         if self.grad is None:
             loss = self._soft(of_student.values, of_teacher.values, weight, False)
             return loss if self.alpha == 1 else loss + self._hard(student, part, weight, False)
@@ -170,45 +169,65 @@ class _Work:
 class _Scores:
     """z, and what turns its gradient into that of the logits."""
 
-    def __init__(
-        self, logits: Tensor, dim: int, into: Tensor, scratch: Tensor, with_grad: bool
-    ) -> None:
+    def __init__(self, logits: Tensor, dim: int, into: Tensor, scratch: Tensor) -> None:
         self.dim = dim
-        self.inverse: Tensor | None = None
+        self.masked: Tensor | None = None
         if not logits.is_cuda:  # whose values nothing waits for
             largest = logits.amax(dim, keepdim=True).to(torch.float32)
-            spread = largest - logits.amin(dim, keepdim=True)
-            if bool(((spread > _ORDINARY[0]) & (spread < _ORDINARY[1])).all()):
+            least = logits.amin(dim, keepdim=True)
+            if not _is_ordinary(largest - least):
+                masked = is_masked(logits.to(torch.float32))
+                least = torch.where(masked, largest, logits, out=scratch).amin(dim, keepdim=True)
+                self.masked = masked
+            if self.masked is None or _is_ordinary(largest - least):
                 self._of_ordinary_rows(logits, largest, into, scratch)
                 return
-        # Masked classes, level rows, extreme ones, NaN: as the reference, by autograd.
-        self.leaf = logits.to(torch.float32).detach().requires_grad_(with_grad)
-        with torch.set_grad_enabled(with_grad):
-            self.graph = standardized(self.leaf, dim)
-        self.values = self.graph.detach()
+        self._of_any_rows(logits.to(torch.float32), into)
 
     def _of_ordinary_rows(
         self, logits: Tensor, largest: Tensor, into: Tensor, scratch: Tensor
     ) -> None:
-        degrees = logits.shape[self.dim] - 1
         # The largest first, so that a common offset costs no digits.
         self.values = torch.sub(logits, largest, out=into)
-        self.values.sub_(self.values.mean(self.dim, keepdim=True))
+        self.count: int | Tensor = logits.shape[self.dim]
+        if self.masked is not None:
+            self.values.masked_fill_(self.masked, 0)
+            self.count = self.count - self.masked.sum(self.dim, keepdim=True)
+        self.values.sub_(self.values.sum(self.dim, keepdim=True) / self.count)
+        if self.masked is not None:
+            self.values.masked_fill_(self.masked, 0)
         square = torch.square(self.values, out=scratch).sum(self.dim, keepdim=True)
-        deviation = (square / degrees).sqrt()
+        deviation = (square / (self.count - 1)).sqrt()
         damped = deviation + EPS
         self.inverse = damped.reciprocal()
-        self.pull = damped / (degrees * deviation)
+        self.pull = damped / (deviation * (self.count - 1))
         self.values.mul_(self.inverse)
+        if self.masked is not None:
+            self.values.masked_fill_(self.masked, -math.inf)
+
+    def _of_any_rows(self, logits: Tensor, into: Tensor) -> None:
+        """Level rows, extreme ones, NaN: as the reference has them."""
+        standard = standard_of(logits, self.dim)
+        self.masked, self.count = standard.masked, standard.sampled
+        self.values = torch.div(standard.centred, standard.damped, out=into)
+        self.values.masked_fill_(self.masked, -math.inf)
+        self.inverse = (1 / (standard.damped * standard.power)).masked_fill(standard.level, 0)
+        self.pull = standard.damped / (standard.deviation * (self.count - 1).clamp_min(1))
 
     def add_gradient(self, grad: Tensor, scratch: Tensor, out: Tensor) -> None:
-        """Add the logits' gradient to `out`, by that of z; both are written over."""
-        if self.inverse is None:
-            out.add_(torch.autograd.grad(self.graph, self.leaf, grad)[0])
-            return
+        """Add the logits' gradient to `out`, by that of z; grad, z and scratch are written over."""
+        if self.masked is not None:
+            # What the kernel tells of masked classes is of no other: the rest has a mean.
+            grad.masked_fill_(self.masked, 0)
+            grad.sub_(grad.sum(self.dim, keepdim=True) / self.count).masked_fill_(self.masked, 0)
+            self.values.masked_fill_(self.masked, 0)
         dot = torch.mul(grad, self.values, out=scratch).sum(self.dim, keepdim=True)
         grad.addcmul_(self.values, -dot * self.pull)
         out.addcmul_(grad, self.inverse)
+
+
+def _is_ordinary(spread: Tensor) -> bool:
+    return bool(((spread > _ORDINARY[0]) & (spread < _ORDINARY[1])).all())
 
 
 def _without_ignored(logits: Tensor, ignored: Tensor, dim: int) -> Tensor:

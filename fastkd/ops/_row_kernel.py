@@ -54,7 +54,9 @@ def forward(loss: RowLoss, inputs: KDLossInputs, options: Any, with_grad: bool) 
     device = student.device
     shape = rows if options.reduction == "none" else ()
     value = torch.empty(shape, dtype=torch.float32, device=device)
-    grad = _new_gradient(student, options) if with_grad else None
+    grad = None
+    if with_grad:
+        grad = student.detach() if options.inplace else new_gradient(student, options)
     unscale = None
     if with_grad and student.dtype == torch.float16:
         unscale = torch.empty((), dtype=torch.float32, device=device)
@@ -115,8 +117,10 @@ def row_options(module: NativeModule, options: Any) -> Any:
     return module.RowOptions(_native.REDUCTION_CODES[options.reduction], options.ignore_index)
 
 
-def _new_gradient(student: Tensor, options: Any) -> Tensor:
-    return student.detach() if options.inplace else torch.empty_like(student)
+def new_gradient(student: Tensor, options: Any) -> Tensor:
+    """What takes the gradient: in float32 where the reduction's factor is put on in backward."""
+    wide = getattr(options, "standardize_logits", False)
+    return torch.empty_like(student, dtype=torch.float32 if wide else student.dtype)
 
 
 def check_memory(loss: RowLoss, inputs: KDLossInputs) -> None:

@@ -21,7 +21,15 @@ from fastkd.ops._graph import (
     graph_is_kept,
     versions_of,
 )
-from fastkd.ops._row_kernel import Result, RowLoss, check_memory, scale, scaled, settle
+from fastkd.ops._row_kernel import (
+    Result,
+    RowLoss,
+    check_memory,
+    new_gradient,
+    scale,
+    scaled,
+    settle,
+)
 
 Path = Callable[[KDLossInputs, Any], Tensor]
 Forward = Callable[[KDLossInputs, Any, bool], Result]  # with a gradient or without
@@ -132,11 +140,6 @@ def _with_own_num_items(loss: RowLoss, inputs: KDLossInputs, num_items: Tensor) 
 # ---- torch.compile and torch.export ----
 
 
-def _gradient_like(student: Tensor, options: Any) -> Tensor:
-    wide = getattr(options, "standardize_logits", False)
-    return torch.empty_like(student, dtype=torch.float32 if wide else student.dtype)
-
-
 class _RegisteredOp:
     """fastkd::<function>: loss, gradient for grad_loss = 1 (empty without), its unscale factor."""
 
@@ -189,7 +192,7 @@ class _RegisteredOp:
         value, grad, unscale = self.forward(inputs, options, with_grad)
         if grad is None:
             grad = inputs.student.new_empty(0)
-        elif grad.stride() != (promised := _gradient_like(inputs.student, options)).stride():
+        elif grad.stride() != (promised := new_gradient(inputs.student, options)).stride():
             grad = promised.copy_(grad)
         return value, grad, value.new_ones(()) if unscale is None else unscale
 
@@ -199,7 +202,7 @@ class _RegisteredOp:
         rows = student.shape[:dim] + student.shape[dim + 1 :]
         shape = rows if options.reduction == "none" else ()
         value = student.new_empty(shape, dtype=torch.float32)
-        grad = _gradient_like(student, options) if with_grad else student.new_empty(0)
+        grad = new_gradient(student, options) if with_grad else student.new_empty(0)
         return value, grad, value.new_empty(())
 
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -20,13 +20,13 @@ from torch import Tensor
 from fastkd._options import KDLossInputs, KDLossOptions
 from fastkd._reduction import reduce_total
 from fastkd._validation import check_target_range, settled_num_items, without
-from fastkd.ops._row_kernel import Result
+from fastkd.ops._row_kernel import Result, new_gradient
 from fastkd.reference._standard import EPS, is_masked, standard_of
 
 Kernel = Callable[[KDLossInputs, KDLossOptions, bool], Result]
 
 _PART_BYTES = {"cpu": 2 << 20}  # of one side in float32
-_PART_BYTES_ELSEWHERE = 256 << 20
+_PART_BYTES_ELSEWHERE = 64 << 20  # not measured
 # Between these the squares of a row's spread neither overflow nor lose digits.
 _ORDINARY = 2.0**-50, 2.0**50
 
@@ -43,7 +43,10 @@ def forward(
     num_items = settled_num_items(function, inputs.num_items)
     weight = _row_weights(inputs, options, classes)
     by_rows = options.reduction == "none"
-    grad = gradient_like(student, options) if with_grad else None
+    grad = None
+    if with_grad:
+        written_over = options.inplace and student.dtype == torch.float32
+        grad = student.detach() if written_over else new_gradient(student, options)
     # The parts give sums, or row losses.
     part_options = replace(
         options, standardize_logits=False, inplace=True, reduction="none" if by_rows else "sum"
@@ -62,13 +65,6 @@ def forward(
     count = math.prod(rows) if weight is None else weight.sum(dtype=torch.float64)
     rest = count, options.reduction, rows[0] if rows else 1, num_items
     return Result(reduce_total(total, *rest), grad, reduce_total(torch.ones_like(total), *rest))
-
-
-def gradient_like(student: Tensor, options: KDLossOptions) -> Tensor:
-    """What takes the gradient: in float32, for the reduction's factor is put on in backward."""
-    if options.inplace and student.dtype == torch.float32:
-        return student.detach()
-    return torch.empty_like(student, dtype=torch.float32)
 
 
 def _row_weights(inputs: KDLossInputs, options: KDLossOptions, classes: int) -> Tensor | None:

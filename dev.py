@@ -31,7 +31,6 @@ if sys.version_info < (3, 11):  # noqa: UP036 - an older Python gets here, and d
 import argparse
 import hashlib
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -39,14 +38,27 @@ import shlex
 import shutil
 import subprocess
 import time
-import tomllib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
+from build_tools.environment import (
+    FACTS,
+    ROOT,
+    VENV,
+    Failure,
+    ask,
+    make_venv,
+    missing,
+    pip_install,
+    project,
+    provide,
+    requirements,
+    run_quietly,
+    sees_gpu,
+    step,
+)
+
 CPU_TORCH = "torch==2.13.0+cpu"  # no CUDA build, gigabytes in size, has this version
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST_TORCH = "2.10"
@@ -78,12 +90,6 @@ CHECKS = {
     "clang-format": ["clang-format", "--dry-run", "--Werror"],  # and the C++ files
 }
 
-FACTS = """
-import importlib.metadata, json, sys, sysconfig
-print(json.dumps({
-    "python": [sys.version, sys.prefix], "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
-    "installed": {d.name: d.version for d in importlib.metadata.distributions()}}))
-"""
 NVCC_FACTS = """
 import json, sys
 sys.path.insert(0, "")
@@ -97,10 +103,6 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 print(json.dumps({{"archs": module.archs}}))
 """
-
-
-class Failure(Exception):  # noqa: N818 - it is a sentence for the user
-    """What ends dev.py with a message."""
 
 
 def main() -> int:
@@ -133,39 +135,6 @@ def watch(command: Sequence[str | Path], name: str) -> int:
     return subprocess.run(command, cwd=ROOT, env={**strict, **os.environ}, check=False).returncode
 
 
-def step(title: str, command: Sequence[str | Path], **environment: str) -> None:
-    """Run a command with one line on the screen; its own words follow only if it fails."""
-    print(f"dev.py: {title} ...", end=" ", flush=True)
-    start = time.monotonic()
-    code, output = run_quietly(command, **environment)
-    print(f"{'failed' if code else 'done'} ({time.monotonic() - start:.0f} s)", flush=True)
-    if code:
-        raise Failure(f"{title} failed: {shlex.join(map(str, command))}\n{output}")
-
-
-def run_quietly(command: Sequence[str | Path], **environment: str) -> tuple[int, str]:
-    """Exit status and output of a command."""
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout
-
-
-def ask(python: str | Path, script: str) -> dict[str, Any]:
-    """What a script prints as JSON in another environment."""
-    code, output = run_quietly([python, "-P", "-c", script])  # -P: not the egg-info in the tree
-    if code:
-        raise Failure(f"{python} fails:\n{output}")
-    answer: dict[str, Any] = json.loads(output)
-    return answer
-
-
 def environment_for(command: str) -> Path:
     """The Python that runs the command, with fastkd built for it."""
     if Path(sys.prefix) != VENV and importlib.util.find_spec("torch"):
@@ -181,25 +150,6 @@ def environment_for(command: str) -> Path:
     if command in BUILT_IN_PLACE:
         build(python, command)
     return python
-
-
-def make_venv() -> Path:
-    """.venv, with pip in it."""
-    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if python.exists() and run_quietly([python, "-c", "import pip"])[0] == 0:
-        return python
-    if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
-        raise Failure(
-            f"{sys.executable} cannot make virtual environments; Debian and Ubuntu keep that "
-            "apart: sudo apt-get install python3-venv python3-dev"
-        )
-    step("making .venv", [sys.executable, "-m", "venv", "--clear", VENV])
-    return python
-
-
-def pip_install(python: str | Path, *arguments: str) -> list[str | Path]:
-    """The command line of pip."""
-    return [python, "-m", "pip", "install", "--disable-pip-version-check", *arguments]
 
 
 def install_torch(python: str | Path) -> None:
@@ -221,14 +171,6 @@ def install_torch(python: str | Path) -> None:
             step(f"installing {CPU_TORCH} from PyTorch", pip_install(python, *from_torch))
 
 
-def sees_gpu() -> bool:
-    """Whether there is an NVIDIA GPU with a driver."""
-    if not shutil.which("nvidia-smi"):
-        return False
-    code, output = run_quietly(["nvidia-smi", "-L"])
-    return code == 0 and "GPU " in output
-
-
 def require_tools(python: Path, command: str) -> None:
     """Name what an environment that isn't ours lacks."""
     wanted = [*project()["build-system"]["requires"]]
@@ -241,41 +183,6 @@ def require_tools(python: Path, command: str) -> None:
             f"this environment lacks packages that `dev.py {command}` needs. Install them:\n"
             f"    {install}\nor leave the environment, then dev.py makes one of its own"
         )
-
-
-def missing(wanted: Sequence[str], python: str | Path) -> list[str]:
-    """The requirements that are not installed: exact pins and lower bounds are compared."""
-
-    def normal(name: str) -> str:  # PEP 503
-        return re.sub(r"[-_.]+", "-", name).lower()
-
-    installed = {normal(name): version for name, version in ask(python, FACTS)["installed"].items()}
-
-    def satisfied(requirement: str) -> bool:
-        found = installed.get(normal(re.split(r"[^\w.-]", requirement)[0]))
-        if found is None:
-            return False
-        numbers = [[int(part) for part in re.findall(r"\d+", version)[:3]]
-                   for version in (found, requirement.partition(">=")[2])]  # fmt: skip
-        return requirement.partition("==")[2] in ("", found) and numbers[0] >= numbers[1]
-
-    return [requirement for requirement in wanted if not satisfied(requirement)]
-
-
-def requirements(extra: str) -> Iterator[str]:
-    """The requirements of an extra of pyproject.toml."""
-    for line in project()["project"]["optional-dependencies"][extra]:
-        included = re.fullmatch(r"fastkd\[(.*)\]", line)
-        if included:
-            for name in included[1].split(","):
-                yield from requirements(name.strip())
-        else:
-            yield line
-
-
-def project() -> dict[str, Any]:
-    """pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def build(python: Path, command: str) -> None:
@@ -330,21 +237,6 @@ def gpu_archs() -> list[str]:
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     chips = {major + minor for major, minor in re.findall(r"(\d+)\.(\d)", run_quietly(query)[1])}
     return sorted((chip for chip in chips if int(chip) >= OLDEST_CHIP), key=int)
-
-
-def provide(python: Path, group: str, *, there: bool) -> None:
-    """Install a dependency group into our own environment, or name it to the owner of another."""
-    wanted = project()["dependency-groups"][group]
-    if there:
-        return
-    install = pip_install(python, *wanted)
-    if VENV not in python.parents:
-        install_it = shlex.join(map(str, install))
-        raise Failure(
-            f"this environment lacks {group} of pyproject.toml. Install it:\n    {install_it}\n"
-            "or set FASTKD_CUDA=0 to do without CUDA"
-        )
-    step(f"installing {shlex.join(wanted)}", install)
 
 
 def cpp_files() -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of tensor arguments: what was expected, what was received, before any work."""
+"""Checks of logits, and of any tensor: what was expected and received, before any work."""
 
 import math
 from typing import Any, TypeVar
@@ -108,118 +108,13 @@ def check_masked_logits(
 
 def _check_same_logits(function: str, student: Tensor, teacher: Tensor, dim: int) -> int:
     """Of a loss without common_vocab."""
-    _check_pair(function, ("student_logits", "teacher_logits"), student, teacher)
+    check_pair(function, ("student_logits", "teacher_logits"), student, teacher)
     if student.shape != teacher.shape:
         raise ValueError(
             f"{function}: teacher_logits must have the student's shape {tuple(student.shape)}, "
             f"got {tuple(teacher.shape)}"
         )
     return check_logits(function, student, teacher, dim)
-
-
-def check_embeddings(function: str, student: Tensor, teacher: Tensor) -> None:
-    """Check two batches of embeddings, (N, D), whose rows belong together."""
-    names = ("student_embeddings", "teacher_embeddings")
-    _check_pair(function, names, student, teacher)
-    for name, embeddings in zip(names, (student, teacher), strict=True):
-        if embeddings.ndim != 2:
-            raise ValueError(
-                f"{function}: {name} must have shape (N, D), got {tuple(embeddings.shape)}"
-            )
-    _check_batch(function, names, student, teacher)
-
-
-def check_features(function: str, student: Tensor, teacher: Tensor, rank: int, shape: str) -> None:
-    """Check two batches of features of at least `rank` dimensions, which `shape` words."""
-    names = ("student_features", "teacher_features")
-    _check_pair(function, names, student, teacher)
-    for name, features in zip(names, (student, teacher), strict=True):
-        if features.ndim < rank:
-            raise ValueError(
-                f"{function}: {name} must have shape {shape}, got {tuple(features.shape)}"
-            )
-    _check_batch(function, names, student, teacher)
-
-
-def check_maps(function: str, student: Tensor, teacher: Tensor, interpolate: bool) -> None:
-    """Check two batches of feature maps, (N, C, ...), of one spatial size unless interpolated."""
-    check_features(function, student, teacher, rank=3, shape="(N, C, ...)")
-    if interpolate:
-        for name, features in (("student_features", student), ("teacher_features", teacher)):
-            if features.ndim != 4:
-                raise ValueError(
-                    f"{function}: {name} must have shape (N, C, H, W) where interpolate=True, "
-                    f"got {tuple(features.shape)}"
-                )
-    elif student.shape[2:] != teacher.shape[2:]:
-        raise ValueError(
-            f"{function}: teacher_features must have the student's spatial size "
-            f"{tuple(student.shape[2:])}, got {tuple(teacher.shape[2:])} "
-            "(interpolate=True averages the larger maps down)"
-        )
-
-
-def _check_pair(function: str, names: tuple[str, str], student: Tensor, teacher: Tensor) -> None:
-    check_floating(function, names[0], student)
-    check_floating(function, names[1], teacher)
-    check_device(function, names[1], teacher, student)
-
-
-def _check_batch(function: str, names: tuple[str, str], student: Tensor, teacher: Tensor) -> None:
-    for name, batch in zip(names, (student, teacher), strict=True):
-        if batch.numel() == 0:
-            raise ValueError(
-                f"{function}: {name} must have at least one row and one feature, "
-                f"got shape {tuple(batch.shape)}"
-            )
-    if student.shape[0] != teacher.shape[0]:
-        raise ValueError(
-            f"{function}: {names[1]} must have the student's batch size {student.shape[0]}, "
-            f"got {teacher.shape[0]}"
-        )
-
-
-def check_same_features(function: str, student: Tensor, teacher: Tensor) -> None:
-    """Check two batches of features, (N, ...), of one shape."""
-    check_features(function, student, teacher, rank=2, shape="(N, ...)")
-    if student.shape == teacher.shape:
-        return
-    kind, channel = ("conv1x1", 1) if student.ndim == 4 else ("linear", student.ndim - 1)
-    hint = ""
-    if teacher.ndim == student.ndim and (
-        without(student.shape, channel) == without(teacher.shape, channel)
-    ):
-        widths = f"{student.shape[channel]}, {teacher.shape[channel]}"
-        hint = f' (map the student by HintRegressor({widths}, kind="{kind}"))'
-    raise ValueError(
-        f"{function}: teacher_features must have the student's shape {tuple(student.shape)}, "
-        f"got {tuple(teacher.shape)}{hint}"
-    )
-
-
-def check_layer_pairs(function: str, student: Any, teacher: Any) -> None:
-    """Check the maps, (N, C, H, W), of two layers of each network."""
-    for name, pair in (("student_features", student), ("teacher_features", teacher)):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            length = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
-            raise TypeError(
-                f"{function}: {name} must be a pair of tensors, got {type(pair).__name__}{length}"
-            )
-        for layer, maps in enumerate(pair):
-            names = ("student_features[0]", f"{name}[{layer}]")
-            check_floating(function, names[1], maps)
-            check_device(function, names[1], maps, student[0])
-            if maps.ndim != 4:
-                raise ValueError(
-                    f"{function}: {names[1]} must have shape (N, C, H, W), got {tuple(maps.shape)}"
-                )
-            _check_batch(function, names, student[0], maps)
-    for layer, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
-        if ours.shape[1] != theirs.shape[1]:
-            raise ValueError(
-                f"{function}: teacher_features[{layer}] must have the channels of "
-                f"student_features[{layer}], {ours.shape[1]}, got {theirs.shape[1]}"
-            )
 
 
 def check_not_leaf(function: str, student: Tensor) -> None:
@@ -321,6 +216,13 @@ def check_floating(function: str, name: str, value: Any) -> None:
     if value.dtype not in FLOATING:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f"{function}: {name} must have dtype {names}, got {value.dtype}")
+
+
+def check_pair(function: str, names: tuple[str, str], student: Tensor, teacher: Tensor) -> None:
+    """Check the types of two tensors and that they share a device."""
+    check_floating(function, names[0], student)
+    check_floating(function, names[1], teacher)
+    check_device(function, names[1], teacher, student)
 
 
 def _check_rows(function: str, name: str, value: Tensor, student: Tensor, dim: int) -> None:

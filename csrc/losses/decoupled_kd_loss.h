@@ -57,7 +57,8 @@ struct DecoupledKdLoss : KdLoss<ForwardKl, kPower, kHard> {
       loss = loss + V(p.target_weight) * clamp_below_zero(value);
     }
     if constexpr (kHard) {
-      loss = loss + Base::hard_loss(p, with_label(hard_others, labels), labels, student_classes);
+      loss = loss +
+             Base::hard_loss(p, with_label(hard_others, labels), labels.student, student_classes);
     }
     return loss;
   }
@@ -83,7 +84,7 @@ struct DecoupledKdLoss : KdLoss<ForwardKl, kPower, kHard> {
       const V weight = row_scale * V(p.hard_weight);
       const HardState<V> hard = with_label(hard_others, labels);
       const V unit = weight / hard.sum;
-      scale.hard = unit * Base::exp_nonpositive(hard_others.max - hard.max);
+      scale.hard = unit * exp_nonpositive(hard_others.max - hard.max);
       scale.label = fma(scale.hard, hard_others.sum, scale.label);  // 1 - softmax(s)_y
     }
     return scale;
@@ -171,14 +172,14 @@ struct DecoupledKdLoss : KdLoss<ForwardKl, kPower, kHard> {
   // log(1 + e^x).
   template <class V>
   static FASTKD_HOST_DEVICE V softplus(V x) {
-    const V one(1.0f), e = Base::exp_nonpositive(minus_magnitude(x));
+    const V one(1.0f), e = exp_nonpositive(minus_magnitude(x));
     const V sum = one + e;  // what rounding took from it is added back
     return max(V(0.0f), x) + (log(sum) + (e - (sum - one)) / sum);
   }
 
   template <class V>
   static FASTKD_HOST_DEVICE V sigmoid(V x) {
-    const V one(1.0f), e = Base::exp_nonpositive(minus_magnitude(x));
+    const V one(1.0f), e = exp_nonpositive(minus_magnitude(x));
     return where_less(x, V(0.0f), e, one) / (one + e);
   }
 };

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "core/logit_args.h"
+#include "losses/cross_entropy.h"
 #include "losses/divergence.h"
 
 namespace fastkd {
@@ -28,7 +29,7 @@ struct KdLossOptions {
 constexpr int kAnyPower = -1;
 
 template <class D, int kPower_, bool kHard_>
-struct KdLoss {
+struct KdLoss : CrossEntropy {
   static constexpr int kPower = kPower_;
   static constexpr bool kHard = kHard_;
   // What is kept of each class: what the divergence needs, and the student's exponential at
@@ -58,9 +59,7 @@ struct KdLoss {
           soft_weight(o.soft_weight),
           hard_weight(o.hard_weight),
           label_smoothing(o.label_smoothing),
-          squarings(o.temperature == 4.0f   ? 2
-                    : o.temperature == 2.0f ? 1
-                                            : 0) {}
+          squarings(squarings_of(o.temperature)) {}
   };
 
   // Largest |dloss/ds| of a row that weighs 1: every difference of probabilities is within 1.
@@ -207,36 +206,10 @@ struct KdLoss {
     return out;
   }
 
-  // Student classes that the teacher lacks (common_vocab): only the hard term sees them.
-  template <class V>
-  struct HardState {
-    V max, sum, sum_logit;
-  };
-
+  // The hard term's sums, which those of classes that the teacher lacks (common_vocab) join.
   template <class V>
   static FASTKD_HOST_DEVICE HardState<V> hard_state(const State<V>& a) {
     return {a.max_student, a.sum_hard, a.sum_logit};
-  }
-
-  template <class V>
-  static FASTKD_HOST_DEVICE HardState<V> start_hard(V max) {
-    return {max, V(0.0f), V(0.0f)};
-  }
-
-  template <class V, class Lanes>
-  static FASTKD_HOST_DEVICE void update_hard(HardState<V>& state, V s, Lanes active) {
-    const V shifted = s - state.max;
-    state.sum = state.sum + exp_nonpositive(shifted);
-    state.sum_logit = state.sum_logit + keep(active, shifted);
-  }
-
-  template <class V>
-  static FASTKD_HOST_DEVICE HardState<V> combine_hard(const HardState<V>& a, const HardState<V>& b,
-                                                      float classes_a, float classes_b) {
-    HardState<V> out = start_hard(max(a.max, b.max));
-    merge_hard(out, a, classes_a);
-    merge_hard(out, b, classes_b);
-    return out;
   }
 
   // Loss of a row.
@@ -244,11 +217,11 @@ struct KdLoss {
   static FASTKD_HOST_DEVICE V finish(const Params& p, const State<V>& a, const HardState<V>& hard,
                                      const Labels<V>& labels, float student_classes) {
     V loss = soft_loss(p, a.divergence, a.sum_student, a.sum_teacher);
-    if constexpr (kHard) loss = loss + hard_loss(p, hard, labels, student_classes);
+    if constexpr (kHard) loss = loss + hard_loss(p, hard, labels.student, student_classes);
     return loss;
   }
 
-  // Its two terms.
+  // Its soft term.
   template <class V>
   static FASTKD_HOST_DEVICE V soft_loss(const Params& p, const V* divergence, V sum_student,
                                         V sum_teacher) {
@@ -256,19 +229,6 @@ struct KdLoss {
     const V value = D::value(p.divergence, divergence, sum_student, sum_teacher);
     return V(p.soft_weight) * clamp_below_zero(value);
   }
-  template <class V>
-  static FASTKD_HOST_DEVICE V hard_loss(const Params& p, const HardState<V>& hard,
-                                        const Labels<V>& labels, float student_classes) {
-    V nll = log(hard.sum);
-    if (p.label_smoothing != 1.0f) {
-      nll = nll - V(1.0f - p.label_smoothing) * (labels.student - hard.max);
-    }
-    if (p.label_smoothing != 0.0f) {
-      nll = nll - V(p.label_smoothing / student_classes) * hard.sum_logit;
-    }
-    return V(p.hard_weight) * nll;
-  }
-
   // `row_scale` = weight / denominator of the row.
   template <class V>
   static FASTKD_HOST_DEVICE GradScale<V> grad_scale(const Params& p, const State<V>& a,
@@ -331,12 +291,6 @@ struct KdLoss {
     return e_s * scale.student - exps.value[1] * scale.kept;
   }
 
- protected:
-  template <class V>
-  static FASTKD_HOST_DEVICE V exp_nonpositive(V x) {
-    return exp2_nonpositive(x * V(kLog2E));
-  }
-
  private:
   // The soft term's gradient, added to `start`.
   template <class V>
@@ -351,11 +305,8 @@ struct KdLoss {
 
   template <class V>
   static FASTKD_HOST_DEVICE V power(V e_s, int squarings) {
-    if constexpr (kPower == 1) return e_s;
-    const V square = e_s * e_s;
-    if constexpr (kPower == 2) return square;
-    if constexpr (kPower == 4) return square * square;
-    return squarings == 0 ? e_s : squarings == 1 ? square : square * square;
+    constexpr int kSquarings = kPower == 4 ? 2 : kPower == 2 ? 1 : 0;
+    return squared(e_s, kPower == kAnyPower ? squarings : kSquarings);
   }
 
   template <class V>
@@ -368,14 +319,6 @@ struct KdLoss {
   static FASTKD_HOST_DEVICE Move<V> move(const Params& p, V below_student, V below_teacher) {
     return {below_student, below_teacher, exp2_nonpositive(below_student * V(p.exp2_scale)),
             exp2_nonpositive(below_teacher * V(p.exp2_scale))};
-  }
-
-  template <class V>
-  static FASTKD_HOST_DEVICE void merge_hard(HardState<V>& out, const HardState<V>& part,
-                                            float classes) {
-    const V below = part.max - out.max;
-    out.sum = fma(part.sum, exp_nonpositive(below), out.sum);
-    if (classes != 0.0f) out.sum_logit = out.sum_logit + fma(below, V(classes), part.sum_logit);
   }
 
   // Add `part` to `out`, whose maxima are at least the part's.

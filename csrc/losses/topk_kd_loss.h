@@ -15,7 +15,7 @@
 // others' exponentials (Rest), then the few named ones (Named), and `settle` joins them.
 #pragma once
 
-#include "core/math.h"
+#include "losses/cross_entropy.h"
 
 namespace fastkd {
 
@@ -40,7 +40,7 @@ constexpr float kMostLogProbability = 0.01f;
 
 // kPower = T for T in {1, 2, 4} at run time (kAnyPower of kd_loss.h): exp(d) = exp(d / T)^T.
 template <bool kPower, bool kHard_>
-struct TopKKdLoss {
+struct TopKKdLoss : CrossEntropy {
   static constexpr bool kHard = kHard_, kHasLabel = kHard;
   // What is kept of each class: its exponential at T, and at 1 where that is no power of it.
   static constexpr bool kKeepHard = kHard && !kPower;
@@ -68,9 +68,7 @@ struct TopKKdLoss {
           soft_weight(o.soft_weight),
           hard_weight(o.hard_weight),
           label_smoothing(o.label_smoothing),
-          squarings(o.temperature == 4.0f   ? 2
-                    : o.temperature == 2.0f ? 1
-                                            : 0) {}
+          squarings(squarings_of(o.temperature)) {}
 
     FASTKD_HOST_DEVICE bool renormalizes() const {
       return tail == Tail::kRenormalize || tail == Tail::kRenormalizeTeacher;
@@ -106,7 +104,7 @@ struct TopKKdLoss {
     if constexpr (kHard) {
       V hard;
       if constexpr (kPower) {
-        hard = power(exps.value[0], p.squarings);
+        hard = squared(exps.value[0], p.squarings);
       } else {
         hard = exps.value[1] = exp_nonpositive(shifted);
       }
@@ -245,12 +243,8 @@ struct TopKKdLoss {
       loss = p.soft_weight * (row.whole ? clamp_below_zero(value) : value);
     }
     if constexpr (kHard) {
-      float nll = log(row.sum_hard);
-      if (p.label_smoothing != 1.0f) {
-        nll = nll - (1.0f - p.label_smoothing) * (label_logit - row.max_hard);
-      }
-      if (p.label_smoothing != 0.0f) nll = nll - p.label_smoothing / classes * logit_sum;
-      loss = loss + p.hard_weight * nll;
+      const HardState<float> hard{row.max_hard, row.sum_hard, logit_sum};
+      loss = loss + hard_loss(p, hard, label_logit, classes);
     }
     return loss;
   }
@@ -316,7 +310,7 @@ struct TopKKdLoss {
     if constexpr (!kHard) return e * scale.soft;
     const V soft = fma(e, scale.soft, V(0.0f) - scale.floor);
     if constexpr (kKeepHard) return fma(exps.value[1], scale.hard, soft);
-    return fma(power(e, scale.squarings), scale.hard, soft);
+    return fma(squared(e, scale.squarings), scale.hard, soft);
   }
 
  private:
@@ -328,11 +322,6 @@ struct TopKKdLoss {
   }
 
   template <class V>
-  static FASTKD_HOST_DEVICE V exp_nonpositive(V x) {
-    return exp2_nonpositive(x * V(kLog2E));
-  }
-
-  template <class V>
   static FASTKD_HOST_DEVICE V at_teacher(const Params& p, V below) {
     return exp_nonpositive(below * V(p.teacher_scale));
   }
@@ -340,12 +329,6 @@ struct TopKKdLoss {
   template <class V>
   static FASTKD_HOST_DEVICE V at_t(const Params& p, V below) {
     return exp2_nonpositive(below * V(p.exp2_scale));
-  }
-
-  template <class V>
-  static FASTKD_HOST_DEVICE V power(V e, int squarings) {
-    const V square = e * e;
-    return squarings == 0 ? e : squarings == 1 ? square : square * square;
   }
 };
 

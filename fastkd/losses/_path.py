@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from fastkd import _front
+from fastkd._feature_validation import check_embeddings
 from fastkd._options import KDLossInputs
 from fastkd._topk_validation import check_topk
-from fastkd._validation import (
-    check_embeddings,
-    check_not_leaf,
-    check_target_range,
-    read_num_items,
-)
+from fastkd._validation import check_not_leaf, check_target_range, read_num_items
 from fastkd.ops import _row_loss
 from fastkd.ops._constant import constant
 from fastkd.ops._with_gradient import Evaluate, Paths

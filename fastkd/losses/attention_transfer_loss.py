@@ -4,7 +4,7 @@
 from torch import Tensor
 
 from fastkd._attention_options import AttentionTransferOptions, MapReduction
-from fastkd._validation import check_maps
+from fastkd._feature_validation import check_maps
 from fastkd.losses._module import LossModule
 from fastkd.losses._path import call, options_of
 from fastkd.ops.attention_transfer_loss import paths

@@ -4,7 +4,7 @@
 from torch import Tensor
 
 from fastkd._feature_options import ExampleReduction, FSPOptions
-from fastkd._validation import check_layer_pairs
+from fastkd._feature_validation import check_layer_pairs
 from fastkd.losses._module import LossModule
 from fastkd.losses._path import options_of
 from fastkd.reference.fsp_loss import evaluate

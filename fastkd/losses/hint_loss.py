@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fastkd._feature_options import ElementReduction, HintOptions, RegressorKind
+from fastkd._feature_validation import check_same_features
 from fastkd._option_checks import check_choice, check_positive, check_type
-from fastkd._validation import check_same_features, check_tensor
+from fastkd._validation import check_tensor
 from fastkd.losses._module import LossModule
 from fastkd.losses._path import options_of
 from fastkd.ops._constant import constant

@@ -4,7 +4,7 @@
 from torch import Tensor
 
 from fastkd._feature_options import ExampleReduction, NSTOptions
-from fastkd._validation import check_maps
+from fastkd._feature_validation import check_maps
 from fastkd.losses._module import LossModule
 from fastkd.losses._path import options_of
 from fastkd.ops._constant import constant

@@ -3,8 +3,8 @@
 
 from torch import Tensor
 
+from fastkd._feature_validation import check_features
 from fastkd._relational_options import SimilarityPreservingOptions, TableReduction
-from fastkd._validation import check_features
 from fastkd.losses._module import LossModule
 from fastkd.losses._path import call, options_of
 from fastkd.ops.similarity_loss import similarity_preserving as paths

@@ -3,9 +3,8 @@
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,18 +29,11 @@ from fastkd.ops._row_kernel import (
     scaled,
     settle,
 )
+from fastkd.ops._two_paths import TwoPaths, autograd_apply, schema_of
 
 Path = Callable[[KDLossInputs, Any], Tensor]
+Paths = TwoPaths[Path]
 Forward = Callable[[KDLossInputs, Any, bool], Result]  # with a gradient or without
-
-_TYPES: dict[Any, str] = {float: "float", int: "int", bool: "bool"}  # others: one of some words
-
-
-class Paths(NamedTuple):
-    """The two ways to the kernel."""
-
-    eager: Path
-    compiled: Path
 
 
 def paths_of(loss: RowLoss, forward: Forward | None = None) -> Paths:
@@ -60,7 +52,6 @@ def _of_reference(loss: RowLoss, inputs: KDLossInputs, options: Any, grad_loss: 
 
 
 def _eager(loss: RowLoss, forward: Forward) -> Path:
-    # `forward(ctx, ...)` style: setup_context costs 25 us a call.
     def compute(ctx: Any, *arguments: Any) -> Tensor:
         *fields, options = arguments
         inputs = KDLossInputs(*fields)
@@ -86,13 +77,7 @@ def _eager(loss: RowLoss, forward: Forward) -> Path:
             grad_student = scale(grad, grad_loss, unscale, ctx.options.dim, kept)
         return grad_student, None, None, None, None, None, None
 
-    # Not by `class`: autograd names the node after the class as it is made, and graphs show it.
-    methods = {"forward": staticmethod(compute), "backward": staticmethod(backward)}
-    base = torch.autograd.Function
-    function: Any = types.new_class(loss.function, (base,), exec_body=lambda d: d.update(methods))
-    # Function.apply looks for functorch wrappers and then calls this; the front has excluded them,
-    # which saves 2 us a call.
-    apply: Callable[..., Tensor] = super(base, function).apply
+    apply = autograd_apply(loss.function, compute, backward)
 
     def eager(inputs: KDLossInputs, options: Any) -> Tensor:
         if isinstance(inputs.num_items, Tensor):
@@ -148,14 +133,13 @@ class _RegisteredOp:
         self.forward = forward
         fields = dataclasses.fields(loss.options)
         self.fields = [field for field in fields if field.name not in loss.eager_only]
-        words = "".join(f", {_TYPES.get(f.type, 'str')} {f.name}" for f in self.fields)
         self.op = torch.library.custom_op(
             f"fastkd::{loss.function}",
             self._run,
             mutates_args=(),
             device_types=("cpu", "cuda"),
             schema="(Tensor student, Tensor teacher, Tensor? target, Tensor? sample_weight, "
-            f"Tensor? num_items, Tensor? indices{words}, bool with_grad) "
+            f"Tensor? num_items, Tensor? indices{schema_of(self.fields)}, bool with_grad) "
             "-> (Tensor, Tensor, Tensor)",
         )
         self.op.register_fake(self._fake)

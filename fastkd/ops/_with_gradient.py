@@ -7,7 +7,6 @@ loss scale. Double backward runs through the reference.
 """
 
 import dataclasses
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from fastkd.ops._graph import (
     graph_is_kept,
     versions_of,
 )
+from fastkd.ops._two_paths import TwoPaths, autograd_apply, schema_of
 
 # Student, teacher, options, with a gradient -> loss [] and what is kept for it, both float32.
 Kernel = Callable[[Tensor, Tensor, Any, bool], tuple[Tensor, Tensor | None]]
@@ -29,15 +29,7 @@ Scale = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 # Student, teacher, options -> loss, in plain PyTorch.
 Evaluate = Callable[[Tensor, Tensor, Any], Tensor]
 Path = Callable[[Tensor, Tensor, Any], Tensor]
-
-_TYPES: dict[Any, str] = {float: "float", int: "int", bool: "bool"}  # others: one of some words
-
-
-class Paths(NamedTuple):
-    """The two ways to the kernel."""
-
-    eager: Path
-    compiled: Path
+Paths = TwoPaths[Path]
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor, student: Tensor, _options: Any) -> Tensor:
@@ -89,12 +81,7 @@ def _eager(loss: Loss) -> Path:
         check_unchanged(loss.function, loss.teacher_name, (teacher,), versions)
         return _of_reference(loss, student, teacher, ctx.options, grad_loss), None, None
 
-    # Not by `class`: autograd names the node after the class as it is made, and graphs show it.
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    base = torch.autograd.Function
-    function: Any = types.new_class(loss.function, (base,), exec_body=lambda d: d.update(methods))
-    # Function.apply looks for functorch wrappers and then calls this; the front has excluded them.
-    apply: Path = super(base, function).apply
+    apply = autograd_apply(loss.function, forward, backward)
 
     def eager(student: Tensor, teacher: Tensor, options: Any) -> Tensor:
         if student.requires_grad and torch.is_grad_enabled():
@@ -115,7 +102,7 @@ def _of_reference(
 def _compiled(loss: Loss) -> Path:
     fields = dataclasses.fields(loss.options)
     names = [field.name for field in fields]
-    words = "".join(f", {_TYPES.get(field.type, 'str')} {field.name}" for field in fields)
+    words = schema_of(fields)
     schema = f"(Tensor student, Tensor teacher{words}, bool with_grad) -> (Tensor, Tensor)"
 
     def op(student: Tensor, teacher: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastkd import _front, _native
 from fastkd._attention_options import AttentionTransferOptions
-from fastkd._validation import check_maps
+from fastkd._feature_validation import check_maps
 from fastkd.ops._module import module_of
 from fastkd.ops._with_gradient import Loss, paths_of
 from fastkd.reference.attention_transfer_loss import evaluate

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fastkd._feature_validation import check_embeddings
 from fastkd._native import CRITERION_CODES, PAIR_REDUCTION_CODES
 from fastkd._native_module import NativeModule
 from fastkd._relational_options import RKDAngleOptions, RKDDistanceOptions, RKDOptions
-from fastkd._validation import check_embeddings
 from fastkd.ops import _pairs
 from fastkd.ops._with_gradient import Loss, Paths, paths_of
 from fastkd.reference.rkd_angle_loss import evaluate as evaluate_angle

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastkd._feature_validation import check_embeddings, check_features
 from fastkd._native import CRITERION_CODES, PAIR_REDUCTION_CODES, SIMILARITY_CODES
 from fastkd._native_module import NativeModule
 from fastkd._relational_options import (
@@ -14,7 +15,6 @@ from fastkd._relational_options import (
     PKTOptions,
     SimilarityPreservingOptions,
 )
-from fastkd._validation import check_embeddings, check_features
 from fastkd.ops import _pairs
 from fastkd.ops._with_gradient import Loss, Paths, paths_of
 from fastkd.reference.correlation_loss import evaluate as evaluate_correlation

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastkd._attention_options import AttentionTransferOptions
-from fastkd._validation import check_maps
+from fastkd._feature_validation import check_maps
 from fastkd.reference._relations import same_dtype
 from fastkd.reference._scale import near_one
 

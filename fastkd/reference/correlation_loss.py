@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastkd._feature_validation import check_embeddings
 from fastkd._relational_options import CorrelationOptions
-from fastkd._validation import check_embeddings
 from fastkd.reference._relations import cosine_table, reduce_relations, same_dtype
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from fastkd._feature_options import FSPOptions
-from fastkd._validation import check_layer_pairs
+from fastkd._feature_validation import check_layer_pairs
 from fastkd.reference._features import over_examples, to_one_size
 from fastkd.reference._precision import kept, same_dtype, without_autocast
 

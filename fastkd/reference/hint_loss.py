@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from fastkd._feature_options import HintOptions
-from fastkd._validation import check_same_features
+from fastkd._feature_validation import check_same_features
 from fastkd.reference._features import over_examples
 from fastkd.reference._precision import kept, same_dtype
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastkd._feature_options import NSTOptions
-from fastkd._validation import check_maps
+from fastkd._feature_validation import check_maps
 from fastkd.reference._features import over_examples, to_one_size
 from fastkd.reference._precision import kept, same_dtype, without_autocast
 from fastkd.reference._relations import inverse_root, on_diagonal

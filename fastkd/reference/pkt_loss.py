@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastkd._feature_validation import check_embeddings
 from fastkd._relational_options import PKTOptions
-from fastkd._validation import check_embeddings
 from fastkd.reference._relations import cosine_table, reduce_relations, same_dtype
 
 NORM_EPS = 1e-12  # rows no longer have no direction

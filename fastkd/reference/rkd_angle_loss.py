@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastkd._feature_validation import check_embeddings
 from fastkd._relational_options import RKDAngleOptions
-from fastkd._validation import check_embeddings
 from fastkd.reference._relations import compare, cosine_table, reduce_relations, same_dtype
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastkd._feature_validation import check_embeddings
 from fastkd._relational_options import RKDDistanceOptions
-from fastkd._validation import check_embeddings
 from fastkd.reference._relations import compare, on_diagonal, reduce_relations, same_dtype
 from fastkd.reference._scale import near_one
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastkd._feature_validation import check_embeddings
 from fastkd._relational_options import RKDOptions
-from fastkd._validation import check_embeddings
 from fastkd.reference._relations import same_dtype
 from fastkd.reference.rkd_angle_loss import evaluate as evaluate_angle
 from fastkd.reference.rkd_distance_loss import evaluate as evaluate_distance

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastkd._feature_validation import check_features
 from fastkd._relational_options import SimilarityPreservingOptions
-from fastkd._validation import check_features
 from fastkd.reference._relations import gram, inverse_root, reduce_relations, same_dtype
 from fastkd.reference._scale import near_one
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure every loss, print the tables, record them and draw them.
 
-A run that is cut off has lost one row at most: with --resume the next goes on where it was.
+A run that is cut off has lost one row at most: with --resume the next goes on where it was, and
+measures again what other work disturbed.
 """
 
 import argparse
@@ -91,7 +92,8 @@ class Settings:
 def run(jobs: Sequence[Job], settings: Settings, journal: Journal) -> Results:
     """Measure the rows at every thread count, or at the largest where they ask for no more."""
     device, versions, commit = machine.device(), machine.versions(), machine.commit()
-    threads, kept = settings.threads, len(journal.rows)
+    threads = settings.threads
+    known = {name: row for name, row in journal.rows.items() if not row.is_disturbed}
     copies: dict[int, float] = {}
     rows: list[Row] = []
     jobs_of = {
@@ -108,14 +110,14 @@ def run(jobs: Sequence[Job], settings: Settings, journal: Journal) -> Results:
                 bar.set_description(f"{count} threads, {job}")
                 for mapped in (False, True) if is_wanted(job) else (False,):
                     name = f"{count} threads, {job}{', mapped' if mapped else ''}"
-                    row = journal.rows.get(name)
+                    row = known.get(name)
                     if row is None:
                         row = _measure(job, count, mapped, settings, _progress(bar))
                         if row is not None:
                             journal.keep(name, row)
                     rows.extend([] if row is None else [row])
                     bar.update()
-    checks = {"resumed": f"{count_text(kept, 'row')} of runs that were cut off"} if kept else {}
+    checks = {"resumed": f"{count_text(len(known), 'row')} of a run before"} if known else {}
     ordered = _in_table_order(rows, jobs)
     return Results(machine.date(), commit, device, versions, copies, ordered, checks=checks)
 
@@ -188,7 +190,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"rows as they come (default: {JOURNAL.relative_to(ROOT)}, with --no-save none)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="measure only what the last run's journal lacks"
+        "--resume",
+        action="store_true",
+        help="measure only what the last run's journal lacks, and what other work disturbed",
     )
     parser.add_argument("--no-save", dest="save", action="store_false", help="print only")
     return parser

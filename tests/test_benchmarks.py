@@ -100,8 +100,9 @@ def test_row_tells_why_a_provider_is_not_asked() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Measures no copy, and leaves torch its threads."""
+    """Measures no copy, nor what the tests beside this one do, and leaves torch its threads."""
     monkeypatch.setattr("benchmarks.run.copy_bandwidth", lambda: 20e9)
+    monkeypatch.setattr(machine.OtherWork, "share", lambda self: 0.0)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -149,12 +150,28 @@ def test_a_run_goes_on_where_it_was_cut_off(
     (kept,) = again.rows.values()
     found = run(jobs, settings, again)
     assert found.rows[0] is kept
-    assert found.checks == {"resumed": "1 row of runs that were cut off"}
+    assert found.checks == {"resumed": "1 row of a run before"}
     assert list(Journal(path, resume=True).rows.values()) == list(found.rows)
     monkeypatch.setattr(machine, "commit", lambda: "abc-dirty")
     with pytest.raises(ValueError, match="expected the journal's commit, abc, got abc-dirty"):
         settings.begin(Journal(path, resume=True))
     assert not Journal(path, resume=False).rows
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_other_work_disturbed_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, settings = tmp_path / "journal", Settings((1,), 1, ("fastkd",))
+    jobs = small_job(BEYOND_EAGER, (8, 4)), SMALL_JOB
+    shares = iter((0.0, 0.5, 0.0))
+    monkeypatch.setattr(machine.OtherWork, "share", lambda self: next(shares))
+    first = run(jobs, settings, Journal(path, resume=False))
+    assert [row.others_busy for row in first.rows] == [0.0, 0.5]
+    again = run(jobs, settings, Journal(path, resume=True))
+    assert [row.others_busy for row in again.rows] == [0.0, 0.0]
+    assert again.rows[0] == first.rows[0]
+    assert list(Journal(path, resume=True).rows.values()) == list(again.rows)
 
 
 @pytest.mark.parametrize("text", ["precious\n", "[1]\n", "a table of one line", "\n", "\xff\n"])

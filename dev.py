@@ -42,6 +42,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 from build_tools.environment import (
     FACTS,
     ROOT,
@@ -198,7 +200,7 @@ def build(python: Path, command: str) -> None:
         provide(python, "cuda-build", there=bool(ask(python, NVCC_FACTS)["nvcc"]))
     switches = [os.environ.get(name) for name in ("FASTKD_WERROR", "CXX", "NVCC", "CUDA_HOME")]
     inputs = hashlib.sha256(repr([facts["python"], torch, wishes, switches]).encode())
-    recipe = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("build_tools/*.py"))
+    recipe = (f"build_tools/{name}.py" for name in ("modules", "ninja_build", "tools"))
     for name in ("setup.py", *recipe, "pyproject.toml", "fastkd/_version.py", *cpp_files()):
         inputs.update((ROOT / name).read_bytes())
     stamp = ROOT / "build" / f"stamp-{hashlib.sha256(str(python).encode()).hexdigest()[:16]}"

@@ -94,6 +94,7 @@ def run(jobs: Sequence[Job], settings: Settings, journal: Journal) -> Results:
     device, versions, commit = machine.device(), machine.versions(), machine.commit()
     threads = settings.threads
     known = {name: row for name, row in journal.rows.items() if not row.is_disturbed}
+    kept = 0
     copies: dict[int, float] = {}
     rows: list[Row] = []
     jobs_of = {
@@ -111,13 +112,14 @@ def run(jobs: Sequence[Job], settings: Settings, journal: Journal) -> Results:
                 for mapped in (False, True) if is_wanted(job) else (False,):
                     name = f"{count} threads, {job}{', mapped' if mapped else ''}"
                     row = known.get(name)
+                    kept += row is not None
                     if row is None:
                         row = _measure(job, count, mapped, settings, _progress(bar))
                         if row is not None:
                             journal.keep(name, row)
                     rows.extend([] if row is None else [row])
                     bar.update()
-    checks = {"resumed": f"{count_text(len(known), 'row')} of a run before"} if known else {}
+    checks = {"resumed": f"{count_text(kept, 'row')} of a run before"} if kept else {}
     ordered = _in_table_order(rows, jobs)
     return Results(machine.date(), commit, device, versions, copies, ordered, checks=checks)
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How setup.py compiles the native modules; in the sdist, never in a wheel.
+"""How setup.py compiles the native modules and dev.py makes environments; never in a wheel.
 
 setup.py                which modules this machine builds
-  build_tools/modules   a module: its sources and flags
-  build_tools/tools     what the environment asks for and the machine has: g++, nvcc
-  build_tools/ninja_buildbuild.ninja, and the run of it
+  build_tools/modules      a module: its sources and flags
+  build_tools/tools        what the environment asks for and the machine has: g++, nvcc
+  build_tools/ninja_build  build.ninja, and the run of it
+dev.py                  one command in an environment with fastkd built for it
+  build_tools/environment  that environment, and what is installed where
+  build_tools/sanitize     the kernels under sanitizers
 """

@@ -172,6 +172,8 @@ def test_what_other_work_disturbed_is_measured_again(
     assert [row.others_busy for row in again.rows] == [0.0, 0.0]
     assert again.rows[0] == first.rows[0]
     assert list(Journal(path, resume=True).rows.values()) == list(again.rows)
+    one = run(jobs[1:], settings, Journal(path, resume=True))
+    assert one.checks == {"resumed": "1 row of a run before"}
 
 
 @pytest.mark.parametrize("text", ["precious\n", "[1]\n", "a table of one line", "\n", "\xff\n"])

@@ -52,6 +52,15 @@ def original(student: Tensor, teacher: Tensor, target: Tensor, alpha: float, bet
     return (alpha * tckd + beta * nckd) * 16 / len(target)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_terms_that_weigh_nothing_have_a_gradient_of_zero(backend: str, dtype: torch.dtype) -> None:
+    student, teacher = torch.randn(2, 3, 5, dtype=dtype)
+    target = torch.tensor([0, -100, 2])
+    loss, grad = decoupled(student, teacher, target, as_map=False, alpha=0.0, beta=0.0)
+    assert loss.tolist() == [0.0, 0.0, 0.0]
+    assert grad.count_nonzero() == 0
+
+
 def test_equals_the_original_code(backend: str) -> None:
     student, teacher = 3 * torch.randn(2, 64, 100)
     target = torch.randint(100, (64,))

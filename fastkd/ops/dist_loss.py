@@ -93,14 +93,16 @@ def _forward(
         return loss, None
 
     # What centres a row of the gradient is the same for all its classes, which softmax does not
-    # see; it is taken off all the same, for the digits.
+    # see; it is taken off all the same, for the digits. What centres a column is made of rounded
+    # means' errors, which would be all that is left where p and q nearly agree, as in two rows.
     grad, centred = buffers
     row_scale = -options.inter_factor / options.temperature / rows.counted
     column_scale = -options.intra_factor / options.temperature / rows.classes
     torch.sub(p, uniform, out=grad).mul_(of_rows.cross * row_scale)
-    grad.addcmul_(p.sub_(p_mean), of_columns.cross * column_scale)
     grad.addcmul_(torch.sub(q, uniform, out=centred), of_rows.own * row_scale)
-    grad.addcmul_(torch.sub(q, q_mean, out=centred), of_columns.own * column_scale)
+    of_column = p.sub_(p_mean).mul_(of_columns.cross * column_scale)
+    of_column.addcmul_(torch.sub(q, q_mean, out=centred), of_columns.own * column_scale)
+    grad.add_(of_column).sub_(_column_means(of_column, rows, centred))
     # Of the logits: q (grad - sum of q grad).
     grad.sub_(torch.mul(q, grad, out=centred).sum(rows.dim, keepdim=True)).mul_(q)
     if rows.ignored is not None:

@@ -48,7 +48,7 @@ def evaluate(inputs: KDLossInputs, options: DecoupledKDLossOptions) -> Tensor:
     assert inputs.target is not None
     rows = rows_of(inputs, options)
     label = class_of(inputs.target, options.ignore_index)
-    row_loss = torch.zeros_like(rows.weight)
+    row_loss = rows.student[..., :0].sum(-1)  # 0, which differentiates where nothing weighs
     if options.alpha != 0:  # a term that weighs 0 may be infinite
         divergence = _of_label(rows.student, rows.teacher, label, options.temperature)
         row_loss = row_loss + options.alpha * options.soft_factor * divergence

@@ -200,8 +200,9 @@ def build(python: Path, command: str) -> None:
         provide(python, "cuda-build", there=bool(ask(python, NVCC_FACTS)["nvcc"]))
     switches = [os.environ.get(name) for name in ("FASTKD_WERROR", "CXX", "NVCC", "CUDA_HOME")]
     inputs = hashlib.sha256(repr([facts["python"], torch, wishes, switches]).encode())
-    recipe = (f"build_tools/{name}.py" for name in ("modules", "ninja_build", "tools"))
-    for name in ("setup.py", *recipe, "pyproject.toml", "fastkd/_version.py", *cpp_files()):
+    recipe = {str(file.relative_to(ROOT)) for file in ROOT.glob("build_tools/*.py")}
+    recipe.remove("build_tools/environment.py")  # compiles nothing
+    for name in ("setup.py", *sorted(recipe), "pyproject.toml", "fastkd/_version.py", *cpp_files()):
         inputs.update((ROOT / name).read_bytes())
     stamp = ROOT / "build" / f"stamp-{hashlib.sha256(str(python).encode()).hexdigest()[:16]}"
 

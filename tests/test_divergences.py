@@ -32,6 +32,18 @@ def test_equal_logits_give_exactly_zero_by_any_divergence(
 
 @ROWS_AND_MAPS
 @DIVERGENCES
+def test_equal_logits_of_subnormal_probabilities(
+    backend: str, as_map: bool, divergence: dict[str, object]
+) -> None:
+    logits = 20 * torch.randn(64, 1000)
+    loss, grad = kd(logits, logits.clone(), None, as_map, **divergence)
+    assert loss.equal(torch.zeros(64))
+    # Jensen-Shannon's logarithms have no digits there: some 1e-37 (2.4e-37 was the most seen).
+    assert grad.abs().max() <= (5e-37 if divergence["divergence"] == "js" else 0)
+
+
+@ROWS_AND_MAPS
+@DIVERGENCES
 @pytest.mark.parametrize("spread", [1e-2, 30.0, 1e4])
 def test_divergences_of_large_offsets_and_spreads(
     backend: str, as_map: bool, divergence: dict[str, object], spread: float

@@ -229,6 +229,7 @@ struct KdLoss : CrossEntropy {
     const V value = D::value(p.divergence, divergence, sum_student, sum_teacher);
     return V(p.soft_weight) * clamp_below_zero(value);
   }
+
   // `row_scale` = weight / denominator of the row.
   template <class V>
   static FASTKD_HOST_DEVICE GradScale<V> grad_scale(const Params& p, const State<V>& a,

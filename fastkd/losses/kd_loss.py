@@ -56,7 +56,7 @@ def kd_loss(
     where a student lacks a class of its teacher, reverse KL where a teacher lacks one of its
     student (with a gradient of NaN or infinity); "js" and "tv" are finite. A row that is all -inf,
     or holds NaN or +inf, gives NaN. Equal logits give a divergence and a gradient of exactly 0 in
-    the kernels ("js": a gradient below 2e-38, where a probability is subnormal).
+    the kernels ("js": some T * 1e-37 where a probability is subnormal).
 
     Arithmetic is float32 at least, whatever the logits' type. The gradient is computed together
     with the loss; double backward (create_graph) runs through the PyTorch reference. As for any op

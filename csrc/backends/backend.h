@@ -2,12 +2,11 @@
 // What the module of a backend has besides the kernels.
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <Python.h>
 
 namespace fastkd {
 
-namespace py = pybind11;
-
-void bind_backend(py::module_& m);
+// False: a Python exception is set.
+bool bind_backend(PyObject* module);
 
 }  // namespace fastkd

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Knobs of the emulator, for tests.
+#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <vector>
@@ -12,6 +13,8 @@
 namespace fastkd {
 
 namespace {
+
+namespace py = pybind11;
 
 using emulator::Async;
 using emulator::Order;
@@ -62,7 +65,8 @@ py::dict plan_of(int64_t classes, int64_t teacher_classes, int student_dtype, in
 
 }  // namespace
 
-void bind_backend(py::module_& m) {
+bool bind_backend(PyObject* module) {
+  auto m = py::reinterpret_borrow<py::module_>(module);
   m.attr("device_type") = "cuda";
   m.def("simulate", &simulate, py::arg("capability"), py::arg("order"), py::arg("seed") = 0,
         py::arg("lazy_copies") = false, py::arg("register_threads") = cuda::kRegisterThreads);
@@ -70,6 +74,7 @@ void bind_backend(py::module_& m) {
   m.def("plan", &plan_of, py::arg("classes"), py::arg("teacher_classes"), py::arg("student_dtype"),
         py::arg("teacher_dtype"), py::arg("contiguous_classes"), py::arg("capability"),
         py::arg("max_cluster"), py::arg("shared_bytes"));
+  return true;
 }
 
 }  // namespace fastkd

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // From Python's objects to Args, and from an Outcome to an exception; the same for every backend.
+// All of csrc/bindings is one translation unit, module.cpp: pybind11 is most of what it costs.
 //
 // A tensor arrives as the tuple (address, dtype code, sizes, strides) that fastkd/_native.py makes.
 // The gate in fastkd/_front.py has seen to types, devices and dispatch; what is checked here again
@@ -8,6 +9,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -18,13 +20,75 @@ namespace fastkd {
 
 namespace py = pybind11;
 
-[[noreturn]] void reject(const std::string& what);
+[[noreturn]] inline void reject(const std::string& what) {
+  throw std::invalid_argument("fastkd native call: " + what);
+}
+
+inline int64_t as_int(PyObject* object) {
+  const long long value = PyLong_AsLongLong(object);
+  if (value == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return static_cast<int64_t>(value);
+}
+
+inline int read_sizes(PyObject* tuple, int64_t* out) {
+  if (!PyTuple_Check(tuple)) reject("sizes and strides must be tuples");
+  const Py_ssize_t rank = PyTuple_GET_SIZE(tuple);
+  if (rank > kMaxRank) reject("a tensor has more than 8 dimensions");
+  for (Py_ssize_t i = 0; i < rank; ++i) out[i] = as_int(PyTuple_GET_ITEM(tuple, i));
+  return static_cast<int>(rank);
+}
 
 // None gives data == nullptr.
-TensorRef read_tensor(const py::object& object);
+inline TensorRef read_tensor(const py::object& object) {
+  TensorRef tensor;
+  if (object.is_none()) return tensor;
+  PyObject* tuple = object.ptr();
+  if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 4) {
+    reject("expected (address, dtype, sizes, strides)");
+  }
+  tensor.data = reinterpret_cast<void*>(as_int(PyTuple_GET_ITEM(tuple, 0)));
+  const int64_t dtype = as_int(PyTuple_GET_ITEM(tuple, 1));
+  if (dtype < 0 || dtype > 2) reject("unknown dtype code " + std::to_string(dtype));
+  tensor.dtype = static_cast<Dtype>(dtype);
+  tensor.rank = read_sizes(PyTuple_GET_ITEM(tuple, 2), tensor.sizes);
+  if (read_sizes(PyTuple_GET_ITEM(tuple, 3), tensor.strides) != tensor.rank) {
+    reject("sizes and strides differ in length");
+  }
+  if (tensor.data == nullptr && tensor.elements() != 0) {
+    throw std::runtime_error(
+        "fastkd: a tensor has no storage (was it freed by resize_(0) or sharding?)");
+  }
+  return tensor;
+}
 
 // Whether the kernel took the layout; throws for every other failure.
-bool settle(const Outcome& outcome);
+inline bool settle(const Outcome& outcome) {
+  switch (outcome.status) {
+    case Status::kOk:
+      return true;
+    case Status::kUnsupportedLayout:
+      return false;
+    case Status::kTargetOutOfRange:  // fastkd/ops/_row_kernel.py words both
+      throw py::index_error(std::to_string(outcome.row));
+    case Status::kNamedClasses:
+      throw py::key_error(std::to_string(outcome.row));
+    case Status::kOutOfMemory:
+      throw std::bad_alloc();
+    case Status::kThreadPoolFailed:
+      throw std::runtime_error("fastkd: torch's thread pool reported a failure");
+    case Status::kTooLarge:
+      throw std::runtime_error(std::string("fastkd: CUDA has no room for ") + outcome.kernel +
+                               ": " + outcome.reason +
+                               ". fastkd.reference has the same losses in plain PyTorch");
+    case Status::kLaunchFailed:
+      throw std::runtime_error(std::string("fastkd: CUDA refused ") + outcome.kernel + ": " +
+                               outcome.reason +
+                               ". An earlier CUDA call of the program may have failed: "
+                               "CUDA_LAUNCH_BLOCKING=1 shows which. fastkd.reference has the same "
+                               "losses in plain PyTorch");
+  }
+  return false;
+}
 
 // Runs a kernel without the interpreter's lock.
 template <class Kernel>
@@ -55,9 +119,5 @@ T* required(int64_t address, const char* what) {
   if (address == 0) reject(std::string("no ") + what);
   return pointer<T>(address);
 }
-
-void bind_logit_losses(py::module_& m);
-void bind_pair_losses(py::module_& m);
-void bind_feature_losses(py::module_& m);
 
 }  // namespace fastkd

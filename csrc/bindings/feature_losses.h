@@ -1,29 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
+
 #include "bindings/bindings.h"
 
 namespace fastkd {
-namespace {
 
 constexpr int kChannels = 1;  // features are [samples, channels, positions]
 
-void check_features(const TensorRef& features, const char* name) {
+inline void check_features(const TensorRef& features, const char* name) {
   if (features.rank != 3 || features.sizes[kChannels] < 1) {
     reject(std::string(name) + " must be [samples, channels, positions]");
   }
 }
 
 // Whether neighbours along a dimension are neighbours in memory.
-bool contiguous_along(const TensorRef& tensor, int dim) {
+inline bool contiguous_along(const TensorRef& tensor, int dim) {
   return tensor.strides[dim] == 1 || tensor.sizes[dim] == 1;
 }
 
 // The kernels go along contiguous positions or contiguous channels, the same in all tensors.
-bool readable(const TensorRef& a, const TensorRef& b) {
+inline bool readable(const TensorRef& a, const TensorRef& b) {
   const auto along = [&](int dim) { return contiguous_along(a, dim) && contiguous_along(b, dim); };
   return along(2) || along(kChannels);
 }
 
-LogitView view_of(const TensorRef& tensor) {
+inline LogitView view_of(const TensorRef& tensor) {
   LogitView view;
   view.data = tensor.data;
   view.dtype = tensor.dtype;
@@ -34,9 +35,11 @@ LogitView view_of(const TensorRef& tensor) {
   return view;
 }
 
-bool attention_transfer_loss_call(double power, bool mean, const py::object& student_features,
-                                  const py::object& teacher_features, int64_t loss,
-                                  int64_t map_grad, int64_t workspace, int device, int64_t stream) {
+inline bool attention_transfer_loss_call(double power, bool mean,
+                                         const py::object& student_features,
+                                         const py::object& teacher_features, int64_t loss,
+                                         int64_t map_grad, int64_t workspace, int device,
+                                         int64_t stream) {
   const TensorRef student = read_tensor(student_features);
   const TensorRef teacher = read_tensor(teacher_features);
   check_features(student, "student");
@@ -61,9 +64,10 @@ bool attention_transfer_loss_call(double power, bool mean, const py::object& stu
   return run([&] { return attention_transfer_loss(args); });
 }
 
-bool attention_transfer_gradient_call(double power, const py::object& student_features,
-                                      int64_t map_grad, int64_t grad_loss,
-                                      const py::object& grad_student, int device, int64_t stream) {
+inline bool attention_transfer_gradient_call(double power, const py::object& student_features,
+                                             int64_t map_grad, int64_t grad_loss,
+                                             const py::object& grad_student, int device,
+                                             int64_t stream) {
   const TensorRef student = read_tensor(student_features);
   const TensorRef grad = read_tensor(grad_student);
   check_features(student, "student");
@@ -85,9 +89,7 @@ bool attention_transfer_gradient_call(double power, const py::object& student_fe
   return run([&] { return attention_transfer_gradient(args); });
 }
 
-}  // namespace
-
-void bind_feature_losses(py::module_& m) {
+inline void bind_feature_losses(py::module_& m) {
   m.def("attention_transfer_loss", &attention_transfer_loss_call);
   m.def("attention_transfer_gradient", &attention_transfer_gradient_call);
   m.def("attention_transfer_loss_workspace",

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
+
 #include "bindings/bindings.h"
 
 namespace fastkd {
-namespace {
 
-void check_same_rows(const TensorRef& a, const TensorRef& b, int dim, bool same_classes) {
+inline void check_same_rows(const TensorRef& a, const TensorRef& b, int dim, bool same_classes) {
   bool same = a.rank == b.rank;
   for (int i = 0; same && i < a.rank; ++i) {
     same = a.sizes[i] == b.sizes[i] || (i == dim && !same_classes);
@@ -13,16 +14,16 @@ void check_same_rows(const TensorRef& a, const TensorRef& b, int dim, bool same_
 }
 
 // Whether the kernels read these strides in place; otherwise the caller copies to contiguous rows.
-LogitLayout layout_of(const TensorRef& student, const TensorRef& teacher, const TensorRef& grad,
-                      bool has_grad, int dim) {
+inline LogitLayout layout_of(const TensorRef& student, const TensorRef& teacher,
+                             const TensorRef& grad, bool has_grad, int dim) {
   const TensorRef* tensors[3] = {&student, &teacher, &grad};
   return LogitLayout(tensors, has_grad ? 3 : 2, dim);
 }
 
 // What a call is given besides logits.
-LogitArgs around_logits(const LogitLayout& layout, int64_t target, int64_t sample_weight,
-                        int64_t loss, int64_t unscale, int64_t workspace, int device,
-                        int64_t stream) {
+inline LogitArgs around_logits(const LogitLayout& layout, int64_t target, int64_t sample_weight,
+                               int64_t loss, int64_t unscale, int64_t workspace, int device,
+                               int64_t stream) {
   LogitArgs args;
   args.outer = layout.outer();
   args.inner = layout.inner();
@@ -36,24 +37,25 @@ LogitArgs around_logits(const LogitLayout& layout, int64_t target, int64_t sampl
   return args;
 }
 
-RowOptions with_count(RowOptions rows, int64_t batch_size, double num_items,
-                      int64_t num_items_on_device) {
+inline RowOptions with_count(RowOptions rows, int64_t batch_size, double num_items,
+                             int64_t num_items_on_device) {
   rows.num_items = num_items;
   rows.num_items_on_device = pointer<const double>(num_items_on_device);
   rows.batch_size = batch_size;
   return rows;
 }
 
-void check_gradient(const TensorRef& student, const TensorRef& grad, int dim) {
+inline void check_gradient(const TensorRef& student, const TensorRef& grad, int dim) {
   check_same_rows(student, grad, dim, true);
   if (grad.dtype != student.dtype) reject("the gradient must have the student's dtype");
 }
 
-bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, int64_t dim,
-                  int64_t batch_size, double num_items, int64_t num_items_on_device,
-                  const py::object& student_logits, const py::object& teacher_logits,
-                  int64_t target, int64_t sample_weight, int64_t loss, int64_t unscale,
-                  const py::object& grad_student, int64_t workspace, int device, int64_t stream) {
+inline bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, int64_t dim,
+                         int64_t batch_size, double num_items, int64_t num_items_on_device,
+                         const py::object& student_logits, const py::object& teacher_logits,
+                         int64_t target, int64_t sample_weight, int64_t loss, int64_t unscale,
+                         const py::object& grad_student, int64_t workspace, int device,
+                         int64_t stream) {
   const TensorRef student = read_tensor(student_logits);
   const TensorRef teacher = read_tensor(teacher_logits);
   const TensorRef grad = read_tensor(grad_student);
@@ -80,12 +82,13 @@ bool kd_loss_call(const KdLossOptions& options, const RowOptions& row_options, i
 }
 
 // values, indices: addresses of [rows, count], contiguous.
-bool topk_kd_loss_call(const TopKKdLossOptions& options, const RowOptions& row_options, int64_t dim,
-                       int64_t batch_size, double num_items, int64_t num_items_on_device,
-                       const py::object& student_logits, int64_t count, int64_t values,
-                       int64_t indices, int64_t target, int64_t sample_weight, int64_t loss,
-                       int64_t unscale, const py::object& grad_student, int64_t workspace,
-                       int device, int64_t stream) {
+inline bool topk_kd_loss_call(const TopKKdLossOptions& options, const RowOptions& row_options,
+                              int64_t dim, int64_t batch_size, double num_items,
+                              int64_t num_items_on_device, const py::object& student_logits,
+                              int64_t count, int64_t values, int64_t indices, int64_t target,
+                              int64_t sample_weight, int64_t loss, int64_t unscale,
+                              const py::object& grad_student, int64_t workspace, int device,
+                              int64_t stream) {
   const TensorRef student = read_tensor(student_logits);
   const TensorRef grad = read_tensor(grad_student);
   const bool has_grad = !grad_student.is_none();
@@ -110,9 +113,9 @@ bool topk_kd_loss_call(const TopKKdLossOptions& options, const RowOptions& row_o
   return run([&] { return topk_kd_loss(args, named, rows, options); });
 }
 
-bool scale_gradient_call(int64_t dim, const py::object& grad_object, const py::object& out_object,
-                         int64_t grad_loss, bool per_row, int64_t unscale, int device,
-                         int64_t stream) {
+inline bool scale_gradient_call(int64_t dim, const py::object& grad_object,
+                                const py::object& out_object, int64_t grad_loss, bool per_row,
+                                int64_t unscale, int device, int64_t stream) {
   const TensorRef grad = read_tensor(grad_object);
   const TensorRef out = read_tensor(out_object);
   if (dim < 0 || dim >= grad.rank) reject("dim is out of range");
@@ -132,9 +135,7 @@ bool scale_gradient_call(int64_t dim, const py::object& grad_object, const py::o
   return run([&] { return scale_gradient(args); });
 }
 
-}  // namespace
-
-void bind_logit_losses(py::module_& m) {
+inline void bind_logit_losses(py::module_& m) {
   py::class_<KdLossOptions>(m, "KdLossOptions", py::module_local())
       .def(py::init([](float temperature, float soft_weight, float hard_weight,
                        float label_smoothing, int divergence, double beta, float target_weight) {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
+
 #include "bindings/bindings.h"
 
 namespace fastkd {
-namespace {
 
-PairArgs sizes_of(int64_t rows, int64_t student_features, int64_t teacher_features,
-                  bool with_grad) {
+inline PairArgs sizes_of(int64_t rows, int64_t student_features, int64_t teacher_features,
+                         bool with_grad) {
   if (rows < 1 || student_features < 1 || teacher_features < 1) reject("empty embeddings");
   PairArgs args;
   args.rows = rows;
@@ -17,9 +18,9 @@ PairArgs sizes_of(int64_t rows, int64_t student_features, int64_t teacher_featur
 
 // `kernel` and how much scratch it wants, both of (args, options).
 template <class Options>
-void bind_pair_loss(py::module_& m, const std::string& name,
-                    Outcome (*kernel)(const PairArgs&, const Options&),
-                    int64_t (*workspace)(const PairArgs&, const Options&)) {
+inline void bind_pair_loss(py::module_& m, const std::string& name,
+                           Outcome (*kernel)(const PairArgs&, const Options&),
+                           int64_t (*workspace)(const PairArgs&, const Options&)) {
   m.def((name + "_workspace").c_str(),
         [workspace](const Options& options, int64_t rows, int64_t student_features,
                     int64_t teacher_features, bool with_grad) {
@@ -40,9 +41,7 @@ void bind_pair_loss(py::module_& m, const std::string& name,
         });
 }
 
-}  // namespace
-
-void bind_pair_losses(py::module_& m) {
+inline void bind_pair_losses(py::module_& m) {
   py::class_<RkdOptions>(m, "RkdOptions", py::module_local())
       .def(py::init([](double distance_weight, double angle_weight, int criterion, double beta,
                        int reduction, bool squared, double eps) {

@@ -2,16 +2,18 @@
 """Sets up an environment, builds fastkd in it and runs one command.
 
     python3 dev.py demo      distil a student on real data, and time the loss against eager PyTorch
-    python3 dev.py test      pass the tests
+    python3 dev.py test      pass the quick tests: each case on one backend; test --all: all of them
     python3 dev.py check     lint, formats, types, import layers, spelling; or some: check ruff mypy
     python3 dev.py bench     measure and draw the benchmark table
     python3 dev.py wheel     build a wheel into dist/; with the CUDA kernels: wheel --cuda
     python3 dev.py gates     hold the CUDA code to its budgets, no GPU needed; --write: new budgets
     python3 dev.py sanitize  run the kernels under ASan, UBSan, TSan and valgrind; or one: cuda-tsan
+    python3 dev.py mutants   plant faults in a copy of the source and see which tests find them
     python3 dev.py gpu-check build for this GPU, test, measure and probe it, within nine minutes
 
-`test` builds the CUDA kernels for the emulator too. For a GPU they are built where nvidia-smi sees
-one, for that chip, and elsewhere only where FASTKD_CUDA=1 asks for them.
+`demo` and `bench` compile for the best instruction set of this CPU, `test` for all that it has and
+for the emulator of CUDA. The CUDA kernels are compiled for the GPU that nvidia-smi sees, or if
+FASTKD_CUDA=1 asks for them. setup.py lists the variables.
 
 What follows the command goes to the tool behind it: python3 dev.py test -k layout -x
 
@@ -29,7 +31,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - an older Python gets here, and d
     )
 
 import argparse
-import hashlib
+import difflib
 import importlib.util
 import os
 import platform
@@ -40,6 +42,7 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
@@ -50,13 +53,16 @@ from build_tools.environment import (
     VENV,
     Failure,
     ask,
+    environ,
     make_venv,
     missing,
+    pinned,
     pip_install,
     project,
     provide,
     requirements,
     run_quietly,
+    say,
     sees_gpu,
     step,
 )
@@ -70,9 +76,11 @@ OLDEST_CHIP = 75  # that CUDA 13 compiles for
 EXTRAS = {
     "demo": ["demo"],
     "test": ["test"],
+    "test --all": ["dev"],
     "check": ["dev"],
     "bench": ["demo"],
     "gates": ["test"],
+    "mutants": ["dev"],
     "gpu-check": ["gpu"],
 }
 MODULES = {
@@ -80,9 +88,17 @@ MODULES = {
     "test": "pytest",
     "bench": "benchmarks.run",
     "sanitize": "build_tools.sanitize",
+    "mutants": "build_tools.mutants",
     "gpu-check": "benchmarks.gpu_check",
 }
-BUILT_IN_PLACE = {"demo", "test", "check", "bench"}  # the others build what they need themselves
+COMMANDS = ("demo", "test", "check", "bench", "wheel", "gates", "sanitize", "mutants", "gpu-check")
+NEED_NO_TORCH = {"wheel"}
+BUILT_IN_PLACE = {"demo", "test", "bench"}  # the others build what they need themselves
+
+# CPU seconds, of a machine with AVX2 in 2026: what is said before a wait.
+SECONDS_PER_SOURCE = 5
+SECONDS_OF_TESTS = {"quick": 420, "all": 1500}
+
 CHECKS = {
     "ruff": ["ruff", "check", "--quiet", "."],
     "ruff-format": ["ruff", "format", "--quiet", "--check", "."],
@@ -112,15 +128,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = ["demo", "test", "check", "bench", "wheel", "gates", "sanitize", "gpu-check"]
-    parser.add_argument("command", choices=commands)
+    parser.add_argument("command", metavar="command", help=", ".join(COMMANDS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the tool behind it")
     given = parser.parse_args(sys.argv[1:] or ["--help"])
     try:
+        if given.command not in COMMANDS:
+            raise Failure(f"there is no command {given.command!r}{suggestion(given.command)}")
         if given.command == "gpu-check" and not sees_gpu():
             raise Failure("gpu-check needs an NVIDIA GPU, and nvidia-smi sees none")
-        python = environment_for(given.command)
-        own = {"check": check, "wheel": wheel, "gates": gates}
+        python = environment_for(given.command, given.arguments)
+        own = {"check": check, "wheel": wheel, "gates": gates, "test": test}
         if given.command in own:
             return own[given.command](python, given.arguments)
         return watch([python, "-m", MODULES[given.command], *given.arguments], given.command)
@@ -131,30 +148,61 @@ def main() -> int:
         return 130
 
 
+def suggestion(word: str) -> str:
+    """The commands, and the one that was probably meant."""
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    return f"{meant} (commands: {', '.join(COMMANDS)})"
+
+
 def watch(command: Sequence[str | Path], name: str) -> int:
     """Run a command for the user to watch; tests and timings of the fallback would mislead."""
     strict = {"FASTKD_REQUIRE_NATIVE": "1"} if name in ("test", "bench") else {}
-    return subprocess.run(command, cwd=ROOT, env={**strict, **os.environ}, check=False).returncode
+    return subprocess.run(command, cwd=ROOT, env=environ(**strict), check=False).returncode
 
 
-def environment_for(command: str) -> Path:
+def environment_for(command: str, arguments: Sequence[str]) -> Path:
     """The Python that runs the command, with fastkd built for it."""
+    extras = EXTRAS.get("test --all" if wants_all(command, arguments) else command, [])
+    wanted = [line for extra in extras for line in requirements(extra)]
+    build_tools = project()["build-system"]["requires"]
     if Path(sys.prefix) != VENV and importlib.util.find_spec("torch"):
         python = Path(sys.executable)
-        print(f"dev.py: {sys.prefix} has torch, using it as it is", flush=True)
-        require_tools(python, command)
-    else:
-        python = make_venv()
-        install_torch(python)
-        wanted = list(requirements("dev"))
-        if missing(wanted, python):
-            step("installing pyproject.toml's dev extra", pip_install(python, *wanted))
-    if command in BUILT_IN_PLACE:
-        build(python, command)
+        say(f"{sys.prefix} has torch, using it as it is")
+        require_tools(python, command, [*build_tools, *wanted])
+        if command in BUILT_IN_PLACE:
+            require_torch(python)
+            compile_in_place(python, command)
+            install_in_place(python)
+        return python
+    python = make_venv()
+    install(python, "the build tools", pinned(build_tools))
+    with ThreadPoolExecutor(max_workers=1) as pool:  # compiling needs no torch
+        compiling = None
+        if command in BUILT_IN_PLACE:
+            compiling = pool.submit(compile_in_place, python, command)
+        if command not in NEED_NO_TORCH:
+            install_torch(python)
+            require_torch(python)
+        install(python, f"what `dev.py {command}` needs", pinned(wanted))
+        if compiling is not None:
+            install_in_place(python)
+            compiling.result()
     return python
 
 
-def install_torch(python: str | Path) -> None:
+def wants_all(command: str, arguments: Sequence[str]) -> bool:
+    """Whether all tests are asked for."""
+    return command == "test" and "--all" in arguments
+
+
+def install(python: Path, title: str, wanted: Sequence[str]) -> None:
+    """Install what is missing."""
+    if missing(wanted, python):
+        step(f"installing {title}", pip_install(python, *wanted))
+
+
+def install_torch(python: Path) -> None:
     """The torch that was asked for, or where there is none the one that fits the machine."""
     wanted = shlex.split(os.environ.get("FASTKD_TORCH", ""))
     if wanted:
@@ -173,58 +221,89 @@ def install_torch(python: str | Path) -> None:
             step(f"installing {CPU_TORCH} from PyTorch", pip_install(python, *from_torch))
 
 
-def require_tools(python: Path, command: str) -> None:
-    """Name what an environment that isn't ours lacks."""
-    wanted = [*project()["build-system"]["requires"]]
-    for extra in EXTRAS.get(command, ()):
-        wanted += requirements(extra)
-    lacking = missing(wanted, python)
-    if lacking:
-        install = shlex.join(map(str, pip_install(python, *lacking)))
-        raise Failure(
-            f"this environment lacks packages that `dev.py {command}` needs. Install them:\n"
-            f"    {install}\nor leave the environment, then dev.py makes one of its own"
-        )
-
-
-def build(python: Path, command: str) -> None:
-    """Compile and install in place, unless nothing changed since the last time."""
-    facts = ask(python, FACTS)
-    torch = facts["installed"]["torch"]
+def require_torch(python: Path) -> None:
+    """Refuse a torch that is too old."""
+    torch = ask(python, FACTS)["installed"]["torch"]
     found, oldest = ([int(part) for part in v.split(".")[:2]] for v in (torch, OLDEST_TORCH))
     if found < oldest:
         raise Failure(f"fastkd needs torch {OLDEST_TORCH} or newer, {python} has {torch}")
+
+
+def require_tools(python: Path, command: str, wanted: Sequence[str]) -> None:
+    """Name what an environment that isn't ours lacks."""
+    lacking = missing(wanted, python)
+    if lacking:
+        command_line = shlex.join(map(str, pip_install(python, *lacking)))
+        raise Failure(
+            f"this environment lacks packages that `dev.py {command}` needs. Install them:\n"
+            f"    {command_line}\nor leave the environment, then dev.py makes one of its own"
+        )
+
+
+def install_in_place(python: Path) -> None:
+    """Let the environment import fastkd from this folder."""
+    if ask(python, FACTS)["in_place"] != ROOT.as_uri():
+        in_place = pip_install(python, "--no-deps", "--no-build-isolation", "--editable", ".")
+        step("installing fastkd in place", in_place, FASTKD_NATIVE="0")  # compiled apart
+
+
+def compile_in_place(python: Path, command: str) -> None:
+    """Compile the native modules into fastkd/; ninja leaves alone what has not changed."""
     wishes = build_wishes(command)
-    emulator = wishes.pop("FASTKD_EMULATOR")
     if wishes["FASTKD_CUDA"] != "0":
         provide(python, "cuda-build", there=bool(ask(python, NVCC_FACTS)["nvcc"]))
-    switches = [os.environ.get(name) for name in ("FASTKD_WERROR", "CXX", "NVCC", "CUDA_HOME")]
-    inputs = hashlib.sha256(repr([facts["python"], torch, wishes, switches]).encode())
-    recipe = {str(file.relative_to(ROOT)) for file in ROOT.glob("build_tools/*.py")}
-    recipe.remove("build_tools/environment.py")  # compiles nothing
-    for name in ("setup.py", *sorted(recipe), "pyproject.toml", "fastkd/_version.py", *cpp_files()):
-        inputs.update((ROOT / name).read_bytes())
-    stamp = ROOT / "build" / f"stamp-{hashlib.sha256(str(python).encode()).hexdigest()[:16]}"
+    start = last = time.monotonic()
+    words = []
+    with subprocess.Popen(
+        [python, "-m", "build_tools.native"], cwd=ROOT, env=environ(**wishes), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as native:  # fmt: skip
+        assert native.stdout is not None
+        for line in native.stdout:
+            words.append(line)
+            if said := re.search(r"(\d+) files to compile", line):
+                minutes = duration(int(said[1]) * SECONDS_PER_SOURCE)
+                say(f"compiling fastkd: {said[1]} files, {minutes}")
+            elif re.match(r"\[\d+/\d+\]", line):
+                passing = sys.stdout.isatty()
+                if passing or time.monotonic() - last > 15:
+                    last = time.monotonic()
+                    say(line.strip(), passing=passing)
+    if native.returncode:
+        raise Failure(f"compiling fastkd failed\n{''.join(words)}")
+    if len(words) > 1:
+        say(f"compiled fastkd ({time.monotonic() - start:.0f} s)")
 
-    def built() -> list[str]:
-        return sorted(file.name for file in ROOT.glob(f"fastkd/_c*{facts['suffix']}"))
 
-    current = stamp.exists() and stamp.read_text() == " ".join([inputs.hexdigest(), *built()])
-    enough = emulator == "0" or f"_cuda_emulated{facts['suffix']}" in built()
-    if current and enough and "fastkd" in facts["installed"]:
-        return
-    for name in built():  # or a build without the kernels would find these
-        (ROOT / "fastkd" / name).unlink()
-    in_place = pip_install(python, "--no-deps", "--no-build-isolation", "--editable", ".")
-    step("building fastkd in place", in_place, **wishes, FASTKD_EMULATOR=emulator)
-    stamp.parent.mkdir(exist_ok=True)
-    stamp.write_text(" ".join([inputs.hexdigest(), *built()]))
+def duration(cpu_seconds: float) -> str:
+    """How long so much work takes here, in words."""
+    seconds = cpu_seconds / cores()
+    about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+    return f"about {about} on {cores()} cores"
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def test(python: Path, arguments: Sequence[str]) -> int:
+    """Run the tests on every core; those of one item in this process, for debuggers."""
+    suite = "all" if wants_all("test", arguments) else "quick"
+    if not {*arguments} - {"--all"}:
+        say(f"the {suite} tests take {duration(SECONDS_OF_TESTS[suite])}")
+    parallel = ["-n", str(cores()), "--dist", "worksteal", "--timeout", "600"]
+    own = any(re.match(r"-n|--pdb|--numprocesses|.*::", argument) for argument in arguments)
+    if not own:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin would take the core
+    return watch([python, "-m", "pytest", *([] if own else parallel), *arguments], "test")
 
 
 def build_wishes(command: str) -> dict[str, str]:
     """setup.py's variables for a build in place, where the user has not set them."""
     # Where the kernels can't be built the user should hear it here, not find the reference at work.
     wishes = {"FASTKD_NATIVE": "1", "FASTKD_CUDA": "0", "FASTKD_EMULATOR": "0"}
+    wishes["FASTKD_CPU_ISAS"] = "runnable" if command == "test" else "native"
     chips = gpu_archs()
     if chips:
         wishes |= {"FASTKD_CUDA": "1", "FASTKD_CUDA_ARCHS": ";".join(chips)}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How setup.py compiles the native modules and dev.py makes environments; never in a wheel.
 
-setup.py                which modules this machine builds
+setup.py                what setuptools has to know
+  build_tools/native       the modules that are wished for, compiled
   build_tools/modules      a module: its sources and flags
   build_tools/tools        what the environment asks for and the machine has: g++, nvcc
   build_tools/ninja_build  build.ninja, and the run of it

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 
 FACTS = """
-import importlib.metadata, json, sys, sysconfig
+import importlib.metadata, json
+installed = {d.name: d for d in importlib.metadata.distributions()}
+url = json.loads("fastkd" in installed and installed["fastkd"].read_text("direct_url.json") or "{}")
 print(json.dumps({
-    "python": [sys.version, sys.prefix], "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
-    "installed": {d.name: d.version for d in importlib.metadata.distributions()}}))
+    "installed": {name: d.version for name, d in installed.items()},
+    "in_place": url.get("dir_info", {}).get("editable") and url["url"]}))
 """
 
 
@@ -33,12 +36,22 @@ class Failure(Exception):  # noqa: N818 - it is a sentence for the user
     """What ends dev.py with a message."""
 
 
+_screen = threading.Lock()
+
+
+def say(text: str, *, passing: bool = False) -> None:
+    """Print a line; a passing one gives way to the next, which a terminal can do only."""
+    with _screen:
+        erase = "\r\033[K" if sys.stdout.isatty() else ""
+        print(f"{erase}dev.py: {text}", end="" if passing else "\n", flush=True)
+
+
 def step(title: str, command: Sequence[str | Path], **environment: str) -> None:
-    """Run a command with one line on the screen; its own words follow only if it fails."""
-    print(f"dev.py: {title} ...", end=" ", flush=True)
+    """Run a command with a line before and after; its own words follow only if it fails."""
+    say(f"{title} ...")
     start = time.monotonic()
     code, output = run_quietly(command, **environment)
-    print(f"{'failed' if code else 'done'} ({time.monotonic() - start:.0f} s)", flush=True)
+    say(f"{title} {'failed' if code else 'took'} {time.monotonic() - start:.0f} s")
     if code:
         raise Failure(f"{title} failed: {shlex.join(map(str, command))}\n{output}")
 
@@ -48,13 +61,21 @@ def run_quietly(command: Sequence[str | Path], **environment: str) -> tuple[int,
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env=environ(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
     return done.returncode, done.stdout
+
+
+def environ(**more: str) -> dict[str, str]:
+    """The environment of a command, which finds the tree's own modules from its root."""
+    return {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
+        **more,
+    }
 
 
 def ask(python: str | Path, script: str) -> dict[str, Any]:
@@ -121,6 +142,12 @@ def requirements(extra: str) -> Iterator[str]:
                 yield from requirements(name.strip())
         else:
             yield line
+
+
+def pinned(wanted: Sequence[str]) -> list[str]:
+    """Requirements, in the version that the dev extra pins."""
+    pins = {line.partition("==")[0]: line for line in requirements("dev") if "==" in line}
+    return [pins.get(re.split(r"[^\w.-]", line)[0], line) for line in wanted]
 
 
 def project() -> dict[str, Any]:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native modules: sources, and what they are compiled with.
 
-Every instruction set is a module of its own and all its sources are compiled with its flags, so no
+Every instruction set is a module of its own and all its kernels are compiled with its flags, so no
 code built for a newer CPU can be linked into a plainer module. Only csrc/bindings and
-csrc/backends see Python: the kernels' objects serve every version of it.
+csrc/backends see Python: the kernels' objects serve every version of it, and csrc/bindings is
+compiled once for all modules.
 """
 
+import os
 import platform
 import sys
 import sysconfig
@@ -24,7 +26,7 @@ FLAGS = (
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
 )
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-ISA_FLAGS = {
+ISA_FLAGS = {  # from the plainest to the best
     "base": (),
     "avx2": _AVX2,
     "avx512": (
@@ -46,6 +48,15 @@ NVCC_FLAGS = (
     *("-Xptxas", "--warn-on-spills,--warn-on-local-memory-usage"),
 )
 
+BINDINGS = "csrc/bindings/module.cpp"
+BINDING_FLAGS = ("-O2",)  # a fifth sooner compiled than by -O3, and calls take as long
+
+# What takes long to compile, longest first. It starts first, or one core would end a build alone.
+LONGEST = (
+    *("kd_loss_mixed", "kd_loss_float", "kd_loss_bfloat", "module", "decoupled", "kd_loss_"),
+    *("attention", "similarity", "topk_kd_loss", "triplets", "rkd_loss"),
+)
+
 # With its runtime inside, the module imports where there is no driver, and beside any torch.
 NVCC_LINK_FLAGS = ("--cudart=static", "--no-device-link", "-Xlinker", "-s")
 
@@ -55,16 +66,43 @@ class Module:
     """fastkd.<name>, its sources from the root, and flags besides those that all have."""
 
     name: str
-    sources: tuple[str, ...]
+    backend: str  # the source of what only this module has for Python
+    kernels: tuple[str, ...]
     flags: tuple[str, ...] = ()
+    backend_flags: tuple[str, ...] = ()
     nvcc: tuple[str, ...] = ()  # compiles the *.cu and links; none: the C++ compiler takes all
     nvcc_flags: tuple[str, ...] = ()
     link_flags: tuple[str, ...] = ("-s",)  # on Linux
 
 
-def isas() -> tuple[str, ...]:
-    """The instruction sets that this kind of machine may have."""
-    return tuple(ISA_FLAGS) if platform.machine().lower() in ("x86_64", "amd64") else ("base",)
+def wished_isas(compiler: Sequence[str]) -> tuple[str, ...]:
+    """The instruction sets to build for: FASTKD_CPU_ISAS, or all that this kind of CPU may have."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    known = tuple(ISA_FLAGS) if x86 else ("base",)
+    wanted = os.environ.get("FASTKD_CPU_ISAS") or "all"
+    if wanted == "all":
+        return known
+    if wanted in ("native", "runnable"):
+        runnable = known[: known.index(best_isa(compiler)) + 1] if x86 else known
+        return runnable if wanted == "runnable" else runnable[-1:]
+    chosen = wanted.split(";")
+    if not set(chosen) <= set(known):
+        raise SystemExit(
+            f"fastkd: FASTKD_CPU_ISAS must be all, native, runnable or some of {';'.join(known)}, "
+            f"got {wanted!r}"
+        )
+    return tuple(chosen)
+
+
+def best_isa(compiler: Sequence[str]) -> str:
+    """The best instruction set of this machine, as the compiler sees it."""
+    seen = tools.macros(compiler, ["-march=native"])
+
+    def there(isa: str) -> bool:
+        options = [flag.removeprefix("-m") for flag in ISA_FLAGS[isa] if "=" not in flag]
+        return all(f"__{option.upper()}__" in seen for option in options)
+
+    return [isa for isa in ISA_FLAGS if there(isa)][-1]
 
 
 def module(name: str, compiler: Sequence[str]) -> Module:
@@ -82,7 +120,7 @@ def cpu_module(isa: str, compiler: Sequence[str]) -> Module:
     # Clang does not know them, and with -Werror it says so by failing.
     if isa == "avx512" and not tools.complaint(compiler, ["-Werror", *GCC_QUIET]):
         flags += GCC_QUIET
-    return Module(f"_cpu_{isa}", (*bindings("cpu"), *sources("csrc/cpu/*.cpp")), flags)
+    return Module(f"_cpu_{isa}", "csrc/backends/cpu.cpp", sources("csrc/cpu/*.cpp"), flags)
 
 
 def cuda_module(nvcc: Sequence[str]) -> Module:
@@ -94,8 +132,9 @@ def cuda_module(nvcc: Sequence[str]) -> Module:
     smallest = ["--compress-mode=size"] if "--compress-mode" in tools.ask(nvcc, "--help") else []
     return Module(
         "_cuda",
-        (*bindings("cuda"), *sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")),
-        flags=(chips,),
+        "csrc/backends/cuda.cpp",
+        sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
+        backend_flags=(chips,),
         nvcc=tuple(nvcc),
         nvcc_flags=(*NVCC_FLAGS, *smallest, *werror, *gencodes(archs), chips),
         # Where pip's toolkit has its libraries, and does not look for them.
@@ -117,8 +156,14 @@ def emulated_module() -> Module:
     """The CUDA kernels on a CPU, for tests."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise SystemExit("fastkd: FASTKD_EMULATOR=1, but the emulator runs on x86-64 Linux only")
-    all_sources = (*bindings("cuda_emulated"), *emulated_sources())
-    return Module("_cuda_emulated", all_sources, EMULATOR_FLAGS, link_flags=())
+    return Module(
+        "_cuda_emulated",
+        "csrc/backends/cuda_emulated.cpp",
+        emulated_sources(),
+        EMULATOR_FLAGS,
+        EMULATOR_FLAGS,
+        link_flags=(),
+    )
 
 
 def emulated_sources() -> tuple[str, ...]:
@@ -130,28 +175,31 @@ def emulated_sources() -> tuple[str, ...]:
     return tuple(source for source in found if source != "csrc/cuda/device_problem.cu")
 
 
-def bindings(backend: str) -> tuple[str, ...]:
-    """What a module is to Python."""
-    return *sources("csrc/bindings/*.cpp"), f"csrc/backends/{backend}.cpp"
-
-
 def sources(*patterns: str) -> tuple[str, ...]:
     """Source files, from the root."""
     files = (file for pattern in patterns for file in sorted(ROOT.glob(pattern)))
     return tuple(str(file.relative_to(ROOT)) for file in files)
 
 
-def cxx_flags(module: Module, source: str) -> list[str]:
-    """All flags of a source that the C++ compiler compiles."""
-    werror = ["-Werror"] if tools.switched_on("FASTKD_WERROR") else []
-    flags = [*FLAGS, *module.flags, *werror, f"-I{ROOT / 'csrc'}"]
-    if source.startswith(("csrc/bindings/", "csrc/backends/")):
-        import pybind11  # noqa: PLC0415 - a build requirement, absent when nothing is compiled
+def place_in_build(source: str) -> int:
+    """Where a source stands among those to compile."""
+    name = Path(source).name
+    places = (place for place, start in enumerate(LONGEST) if name.startswith(start))
+    return next(places, len(LONGEST))
 
-        system = (*(sysconfig.get_path(name) for name in tools.HEADERS), pybind11.get_include())
-        flags += [flag for folder in dict.fromkeys(system) for flag in ("-isystem", folder)]
-        flags.append(f"-DFASTKD_MODULE={module.name}")
-    return flags
+
+def cxx_flags(*more: str) -> list[str]:
+    """All flags of a source that the C++ compiler compiles: some and those that all have."""
+    werror = ["-Werror"] if tools.switched_on("FASTKD_WERROR") else []
+    return [*FLAGS, *more, *werror, f"-I{ROOT / 'csrc'}"]
+
+
+def python_flags() -> list[str]:
+    """Flags of a source that sees Python."""
+    import pybind11  # noqa: PLC0415 - a build requirement, absent when nothing is compiled
+
+    system = (*(sysconfig.get_path(name) for name in tools.HEADERS), pybind11.get_include())
+    return [flag for folder in dict.fromkeys(system) for flag in ("-isystem", folder)]
 
 
 def nvcc_flags(module: Module) -> list[str]:

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build.ninja: all modules in one build."""
+"""build.ninja: what to compile and to link, all of it in one build."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from build_tools.modules import ROOT, Module, cxx_flags, nvcc_flags
+from build_tools import modules
+from build_tools.modules import ROOT, Module
 
 RULES = """\
 ninja_required_version = 1.5
-rule cxx
-  command = {cxx} $flags -MMD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = compile $out
-rule nvcc
-  command = $nvcc $flags -MMD -MF $out.d -c $in -o $out
+rule compile
+  command = $compiler $flags -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
   deps = gcc
   description = compile $out
@@ -27,26 +24,56 @@ rule link
   description = link $out"""
 
 
-def ninja_file(compiler: Sequence[str], outputs: Mapping[Module, Path], folder: Path) -> str:
-    """The whole build: an object per module and source, linked into the outputs."""
-    lines = RULES.format(cxx=shell(compiler)).splitlines()
-    for module, output in outputs.items():
-        objects = []
-        for source in module.sources:
-            objects.append(f"{module.name}/{source}.o")
-            by_nvcc = bool(module.nvcc) and source.endswith(".cu")
-            flags = nvcc_flags(module) if by_nvcc else cxx_flags(module, source)
-            lines += [
-                f"build {objects[-1]}: {'nvcc' if by_nvcc else 'cxx'} {path(ROOT / source)}",
-                f"  flags = {shell(flags)}",
-            ]
-            if by_nvcc:
-                lines.append(f"  nvcc = {shell(module.nvcc)}")
-        lines += [
-            f"build {path(output)}: link {' '.join(objects)}",
-            f"  linker = {shell(linker(compiler, module, folder))}",
+class NinjaFile:
+    """The text of a build, edge by edge."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[str, tuple[str, list[str]]] = {}  # object -> its source and edge
+        self._linked: list[str] = []
+
+    def compile(
+        self, folder: str, source: str, compiler: Sequence[str], flags: Sequence[str]
+    ) -> str:
+        """Compile a source into the object that is returned, once however often it is asked for."""
+        output = f"{folder}/{source}.o"
+        edge = [
+            f"build {output}: compile {path(ROOT / source)}",
+            f"  compiler = {shell(compiler)}",
+            f"  flags = {shell(flags)}",
         ]
-    return "\n".join([*lines, ""])
+        assert self._compiled.setdefault(output, (source, edge)) == (source, edge)
+        return output
+
+    def link(self, output: Path, objects: Sequence[str], linker: Sequence[str]) -> None:
+        """Link objects."""
+        self._linked += [
+            f"build {path(output)}: link {' '.join(objects)}",
+            f"  linker = {shell(linker)}",
+        ]
+
+    def __str__(self) -> str:
+        """The file, the longest compilations first: ninja starts what it can in their order."""
+        edges = sorted(self._compiled.values(), key=lambda edge: modules.place_in_build(edge[0]))
+        return "\n".join([RULES, *(line for _, edge in edges for line in edge), *self._linked, ""])
+
+
+def modules_file(compiler: Sequence[str], outputs: Mapping[Module, Path], folder: Path) -> str:
+    """The build of modules: an object per module and kernel, the bindings shared by all."""
+    build = NinjaFile()
+    for module, output in outputs.items():
+        shared = modules.cxx_flags(*modules.BINDING_FLAGS, *modules.python_flags())
+        objects = [
+            build.compile("python", modules.BINDINGS, compiler, shared),
+            build.compile("python", module.backend, compiler, [*shared, *module.backend_flags]),
+        ]
+        for source in module.kernels:
+            if module.nvcc and source.endswith(".cu"):
+                command, flags = module.nvcc, modules.nvcc_flags(module)
+            else:
+                command, flags = tuple(compiler), modules.cxx_flags(*module.flags)
+            objects.append(build.compile(module.name, source, command, flags))
+        build.link(output, objects, linker(compiler, module, folder))
+    return str(build)
 
 
 def linker(compiler: Sequence[str], module: Module, folder: Path) -> list[str]:
@@ -61,15 +88,21 @@ def linker(compiler: Sequence[str], module: Module, folder: Path) -> list[str]:
     return [*(module.nvcc or compiler), "-shared", *exported, *module.link_flags]
 
 
-def run(folder: Path) -> bool:
-    """Compile, and say whether that worked; the compilers' words go to the build's output."""
+def run(folder: Path, text: str) -> bool:
+    """Build in a folder, and say whether that worked; ninja's words go to the build's output."""
     import ninja  # noqa: PLC0415 - a build requirement, absent when nothing is compiled
 
     jobs = os.environ.get("MAX_JOBS", "")
     if jobs and not (jobs.isdecimal() and int(jobs) > 0):
         raise SystemExit(f"fastkd: MAX_JOBS must be a whole number above 0, got {jobs!r}")
+    (folder / "build.ninja").write_text(text)
     command = [str(Path(ninja.BIN_DIR) / "ninja"), *(["-j", jobs] if jobs else [])]
-    sys.stdout.flush()
+    planned = subprocess.run(
+        [*command, "-n"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    files = len(re.findall(r"^\[\d+/\d+\] compile", planned.stdout, re.MULTILINE))
+    if files:
+        print(f"fastkd: {files} files to compile", flush=True)
     return subprocess.run(command, cwd=folder, check=False).returncode == 0
 
 

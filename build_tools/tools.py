@@ -75,6 +75,13 @@ def complaint(compiler: Sequence[str], flags: Sequence[str]) -> str | None:
     return None if probe.returncode == 0 else probe.stderr or f"exit status {probe.returncode}"
 
 
+def macros(compiler: Sequence[str], flags: Sequence[str]) -> set[str]:
+    """The macros that the compiler defines by itself; none where it does not know the flags."""
+    command = [*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return set(re.findall(r"^#define (\w+)", said, re.MULTILINE))
+
+
 def why_not_cuda() -> str | None:
     """What is missing on this machine to compile CUDA, or None."""
     if sys.platform != "linux":

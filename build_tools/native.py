@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the native modules that are wished for: python -m build_tools.native, in place.
+
+setup.py compiles them for wheels and for `pip install -e .`, and names the variables.
+"""
+
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from build_tools import modules, ninja_build, tools
+
+FOLDER = modules.ROOT / "build" / "native"  # of all builds: what they share compiles once
+
+WAYS_OUT = (
+    "CXX=... picks another compiler; FASTKD_NATIVE=0 installs the PyTorch reference only, which is "
+    "slower and needs more memory"
+)
+WAYS_OUT_OF_CUDA = (
+    "FASTKD_CUDA=0 leaves the CUDA kernels out; NVCC=... picks another nvcc, and "
+    f"{tools.TOOLKIT} brings one that is known to work"
+)
+
+
+class BuildError(Exception):
+    """The compiler refused."""
+
+
+def wished_for() -> list[str]:
+    """The modules to build: as the environment says, and in doubt those that can be built."""
+    if not _wanted("FASTKD_NATIVE", tools.why_not_native, "installing the PyTorch reference only"):
+        if tools.choice("FASTKD_CUDA") == "1":
+            raise SystemExit(
+                "fastkd: FASTKD_CUDA=1, but the CUDA kernels need the CPU's beside them"
+            )
+        return []
+    names = [f"_cpu_{isa}" for isa in modules.wished_isas(tools.find_compiler())]
+    if _wanted("FASTKD_CUDA", tools.why_not_cuda, "building for the CPU only"):
+        names.append("_cuda")
+    if tools.switched_on("FASTKD_EMULATOR"):
+        names.append("_cuda_emulated")
+    return names
+
+
+def usable(names: Sequence[str]) -> Iterator[str]:
+    """The modules whose flags the compiler knows."""
+    compiler = tools.find_compiler()
+    for name in names:
+        isa = name.removeprefix("_cpu_")
+        complaint = tools.complaint(compiler, modules.ISA_FLAGS.get(isa, ()))
+        if complaint is None:
+            yield name
+        elif isa == "base":
+            raise BuildError(
+                f"{' '.join(compiler)} cannot compile a C++17 program:\n{complaint}\n{WAYS_OUT}"
+            )
+        else:
+            print(f"fastkd: {compiler[0]} does not know {isa}; leaving that module out")
+
+
+def compile_modules(outputs: Mapping[str, Path]) -> None:
+    """Compile modules, each into its file."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    compiler = tools.find_compiler()
+    built = {modules.module(name, compiler): output for name, output in outputs.items()}
+    if not ninja_build.run(FOLDER, ninja_build.modules_file(compiler, built, FOLDER)):
+        ways_out = WAYS_OUT_OF_CUDA if any(module.nvcc for module in built) else WAYS_OUT
+        raise BuildError(f"the native modules do not compile, see above; {ways_out}")
+
+
+def _wanted(variable: str, why_not: Callable[[], str | None], otherwise: str) -> bool:
+    """Whether to compile: what a variable says, and in doubt whether it can be done."""
+    choice = tools.choice(variable)
+    if choice == "0":
+        return False
+    obstacle = why_not()
+    if obstacle and choice == "1":
+        raise SystemExit(f"fastkd: {variable}=1, but {obstacle}")
+    if obstacle:
+        print(f"fastkd: {obstacle}; {otherwise}", file=sys.stderr)
+    return not obstacle
+
+
+def main() -> None:
+    """Build in place."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    package = modules.ROOT / "fastkd"
+    try:
+        names = usable(wished_for())
+        compile_modules({name: package / f"{name}{suffix}" for name in names})
+    except BuildError as error:
+        sys.exit(f"fastkd: {error}")
+
+
+if __name__ == "__main__":
+    main()

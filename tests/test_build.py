@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the native modules are compiled: what the variables ask for, and what is built first."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastkd import _backends
+
+ROOT = Path(__file__).parents[1]
+if not (ROOT / "build_tools").is_dir():
+    pytest.skip("the build tools are not beside the tests", allow_module_level=True)
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # they are no installed package
+
+from test_packaging import on_linux, run_python  # noqa: E402
+
+from build_tools import modules, native, ninja_build, tools  # noqa: E402
+
+SETUP = ROOT / "setup.py"
+
+
+@pytest.mark.parametrize("variable", ["FASTKD_NATIVE", "FASTKD_CUDA"])
+def test_unknown_choice_is_an_error(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "yes")
+    with pytest.raises(SystemExit, match=f"{variable} must be one of auto, 0, 1, got 'yes'"):
+        native.wished_for()
+
+
+@pytest.mark.parametrize("variable", ["FASTKD_WERROR", "FASTKD_EMULATOR"])
+def test_unknown_switch_is_an_error(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "yes")
+    with pytest.raises(SystemExit, match=f"{variable} must be 0 or 1, got 'yes'"):
+        tools.switched_on(variable)
+
+
+def test_missing_compiler_is_an_error_only_if_native_is_required(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("FASTKD_NATIVE", "1")
+    with pytest.raises(SystemExit, match=r"no C\+\+ compiler \(CXX=no-such-compiler"):
+        native.wished_for()
+    monkeypatch.setenv("FASTKD_NATIVE", "auto")
+    assert native.wished_for() == []
+    assert "installing the PyTorch reference only" in capsys.readouterr().err
+    monkeypatch.setenv("FASTKD_CUDA", "1")
+    with pytest.raises(SystemExit, match="FASTKD_CUDA=1, but the CUDA kernels need"):
+        native.wished_for()
+
+
+def test_no_module_is_built_where_native_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTKD_NATIVE", "0")
+    assert native.wished_for() == []
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "many"])
+def test_unusable_job_count_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jobs: str
+) -> None:
+    pytest.importorskip("ninja")
+    monkeypatch.setenv("MAX_JOBS", jobs)
+    with pytest.raises(SystemExit, match=f"MAX_JOBS must be a whole number above 0, got '{jobs}'"):
+        ninja_build.run(tmp_path, "")
+
+
+@pytest.fixture
+def fake_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An nvcc that knows three chips and compiles nothing."""
+    script = tmp_path / "nvcc"
+    script.write_text(
+        '#!/bin/sh\ncase "$1" in\n--list-gpu-code) printf "sm_80\\nsm_87\\nsm_90\\n" ;;\n'
+        '--help | --dryrun) ;;\n*) echo "nvcc: out of order" >&2; exit 3 ;;\nesac\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("NVCC", str(script))
+    for variable in ("FASTKD_NATIVE", "FASTKD_CUDA", "FASTKD_CUDA_ARCHS"):
+        monkeypatch.delenv(variable, raising=False)
+    return str(script)
+
+
+@on_linux
+def test_missing_nvcc_is_an_error_only_if_cuda_is_required(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tools, "find_nvcc", list)
+    monkeypatch.setenv("FASTKD_CUDA", "1")
+    with pytest.raises(SystemExit, match=r'FASTKD_CUDA=1, but .*pip install "cuda-toolkit\['):
+        native.wished_for()
+    monkeypatch.setenv("FASTKD_CUDA", "auto")
+    assert "_cuda" not in native.wished_for()
+    assert "building for the CPU only" in capsys.readouterr().err
+
+
+@on_linux
+def test_nvcc_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVCC", "no-such-nvcc")
+    with pytest.raises(SystemExit, match="NVCC=no-such-nvcc is not there"):
+        native.wished_for()
+
+
+@on_linux
+def test_cuda_is_built_where_there_is_an_nvcc(
+    monkeypatch: pytest.MonkeyPatch, fake_nvcc: str
+) -> None:
+    assert "_cuda" in native.wished_for()
+    monkeypatch.setenv("FASTKD_CUDA", "0")
+    assert "_cuda" not in native.wished_for()
+
+
+def test_default_chips_are_those_that_nvcc_knows(fake_nvcc: str) -> None:
+    assert tools.cuda_archs([fake_nvcc]) == ["80", "90+PTX"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("9.0", "FASTKD_CUDA_ARCHS must look like 80;90+PTX, got '9.0'"),
+        ("80,90", "FASTKD_CUDA_ARCHS must look like 80;90+PTX, got '80,90'"),
+        ("80;", "FASTKD_CUDA_ARCHS must look like 80;90+PTX, got '80;'"),
+        ("80;70+PTX", "FASTKD_CUDA_ARCHS has 70+PTX, {} knows 80, 87, 90"),
+    ],
+)
+def test_chips_that_nvcc_does_not_know_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, fake_nvcc: str, wanted: str, message: str
+) -> None:
+    monkeypatch.setenv("FASTKD_CUDA_ARCHS", wanted)
+    with pytest.raises(SystemExit, match=re.escape(message.format(fake_nvcc))):
+        tools.cuda_archs([fake_nvcc])
+
+
+def test_code_and_ptx_are_asked_for() -> None:
+    assert modules.gencodes(["80", "90+PTX"]) == [
+        "-gencode=arch=compute_80,code=[sm_80]",
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+    ]
+
+
+@on_linux
+def test_nvcc_that_fails_fails_the_build(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fake_nvcc: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("ninja")
+    monkeypatch.setattr(native, "FOLDER", tmp_path / "build")
+    one_file = {("csrc/cuda/*.cpp", "csrc/cuda/*.cu"): ("csrc/cuda/launch.cu",)}
+    monkeypatch.setattr(modules, "sources", lambda *patterns: one_file.get(patterns, ()))
+    with pytest.raises(native.BuildError, match="FASTKD_CUDA=0 leaves the CUDA kernels out"):
+        native.compile_modules({"_cuda": tmp_path / "_cuda.so"})
+    said = capfd.readouterr().out
+    assert "nvcc: out of order" in said
+    assert "fastkd: 3 files to compile" in said
+
+
+@pytest.fixture
+def x86(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """An x86-64 machine with a compiler that sees the CPU's instruction sets, by their options."""
+    monkeypatch.setattr(modules.platform, "machine", lambda: "x86_64")
+
+    def of(*isas: str) -> None:
+        options = {flag.removeprefix("-m") for isa in isas for flag in modules.ISA_FLAGS[isa]}
+        seen = {f"__{option.upper()}__" for option in options}
+        monkeypatch.setattr(tools, "macros", lambda compiler, flags: seen)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has", "built"),
+    [
+        ("", (), ("base", "avx2", "avx512")),
+        ("all", (), ("base", "avx2", "avx512")),
+        ("native", ("avx2", "avx512"), ("avx512",)),
+        ("native", ("avx2",), ("avx2",)),
+        ("native", (), ("base",)),
+        ("runnable", ("avx2", "avx512"), ("base", "avx2", "avx512")),
+        ("runnable", ("avx2",), ("base", "avx2")),
+        ("runnable", (), ("base",)),
+        ("avx2;base", (), ("avx2", "base")),
+    ],
+)
+def test_instruction_sets_are_as_wished(
+    monkeypatch: pytest.MonkeyPatch,
+    x86: Callable[..., None],
+    wanted: str,
+    has: tuple[str, ...],
+    built: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("FASTKD_CPU_ISAS", wanted)
+    x86(*has)
+    assert modules.wished_isas(["g++"]) == built
+
+
+@pytest.mark.parametrize("wanted", ["avx1", "avx2,base", "avx2;", "native;base"])
+def test_unknown_instruction_set_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, x86: Callable[..., None], wanted: str
+) -> None:
+    monkeypatch.setenv("FASTKD_CPU_ISAS", wanted)
+    message = (
+        f"FASTKD_CPU_ISAS must be all, native, runnable or some of base;avx2;avx512, got '{wanted}'"
+    )
+    with pytest.raises(SystemExit, match=message):
+        modules.wished_isas(["g++"])
+
+
+def test_the_compiler_and_torch_see_one_cpu() -> None:
+    compiler = tools.find_compiler()
+    if not compiler:
+        pytest.skip("there is no C++ compiler")
+    assert modules.best_isa(compiler) == _backends.cpu_capabilities()[0]
+
+
+def test_bindings_are_compiled_once_and_long_sources_first(tmp_path: Path) -> None:
+    pytest.importorskip("pybind11")
+    compiler = ["g++"]
+    outputs = {
+        modules.module(f"_cpu_{isa}", compiler): tmp_path / f"{isa}.so" for isa in ("base", "avx2")
+    }
+    text = ninja_build.modules_file(compiler, outputs, tmp_path)
+    compiled = re.findall(r"^build (\S+): compile", text, re.MULTILINE)
+    assert len(compiled) == len(set(compiled))
+    assert [name for name in compiled if "module.cpp" in name] == [
+        "python/csrc/bindings/module.cpp.o"
+    ]
+    places = [modules.place_in_build(name.removesuffix(".o")) for name in compiled]
+    assert places == sorted(places)
+    assert compiled[-1] != "python/csrc/bindings/module.cpp.o"
+
+
+def test_every_long_source_is_there() -> None:
+    names = [path.name for path in (ROOT / "csrc").rglob("*.c*")]
+    missing = [start for start in modules.LONGEST if not any(n.startswith(start) for n in names)]
+    assert missing == []
+
+
+@on_linux
+def test_emulator_never_gets_into_a_wheel(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    arguments = ("build_ext", "--build-lib", str(tmp_path), "--build-temp", str(tmp_path))
+    done = run_python(str(SETUP), *arguments, FASTKD_EMULATOR="1")
+    assert done.returncode == 1
+    assert "FASTKD_EMULATOR=1 is for editable installs, not for wheels" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -49,7 +49,7 @@ def render_markdown(results: Results) -> str:
 
 
 def render_summary(results: Results, rates: bool = False) -> str:
-    """The tables that README shows: the most threads, medians only."""
+    """The short tables, some rows of which README quotes: the most threads, medians only."""
     rows = [row for row in results.rows if row.threads == max(results.threads)]
     groups = by_kind(rows)
     parts = []

@@ -2,7 +2,6 @@
 """The layout of the source tree: what a reader may rely on when looking for a file."""
 
 import inspect
-import json
 import pickle
 import re
 import tomllib
@@ -12,8 +11,6 @@ import pytest
 from cases import CASES, PLAIN_CASES
 
 import fastkd
-from benchmarks.report import render_summary
-from benchmarks.results import results_from_json
 from fastkd import functional, nn, reference
 from fastkd._native_module import INTERFACE
 
@@ -175,10 +172,3 @@ def test_tools_are_pinned_exactly() -> None:
     tools = [line for line in project["optional-dependencies"]["dev"] if "fastkd[" not in line]
     assert tools
     assert [line for line in tools if not re.fullmatch(r"[\w-]+==[\d.]+", line)] == []
-
-
-def test_readme_shows_the_recorded_benchmark() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (name,) = set(re.findall(r"benchmarks/results/([\w.-]+)\.md", text))
-    recorded = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
-    assert render_summary(results_from_json(recorded)) in text

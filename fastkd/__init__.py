@@ -5,7 +5,7 @@ functional, nn (the public lists)
     -> losses/     one file per loss: checks, choice of path, the docstring, the module
          -> ops/        autograd functions and registered ops  -> _native.py -> the compiled modules
                         (_backends.py finds and loads them)
-         -> reference/  plain differentiable PyTorch: the oracle of the tests and the fallback
+         -> reference/  plain differentiable PyTorch: the truth of the tests, and the fallback
 """
 
 from fastkd import functional, nn, reference

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs here, and why: a user must never wonder which path a call took."""
+"""The version, the native modules in use, and the reasons why others are not."""
 
 from typing import Any
 
@@ -10,18 +10,19 @@ from fastkd._version import __version__
 
 
 def info() -> dict[str, Any]:
-    """Tell the version, the native modules that load, and why others do not.
+    """Return the version, the native modules in use, and why each other one did not load.
 
     Returns:
-        version: of fastkd.
-        torch: its version.
-        cpu: the build that serves CPU tensors ("avx512", "avx2", "base"), or None: the reference.
-        cpu_capabilities: the builds this CPU could run, best first.
-        threads: "torch" (its own pool) or "serial" (torch < 2.10).
-        cuda: the chips that the CUDA module has code for ("75;80;90+PTX"), or None: CUDA tensors
-            take the reference.
-        failures: why a module does not load or can't serve a GPU, by name ("avx2", "cuda",
-            "cuda:0").
+        version: the version of fastkd.
+        torch: the version of torch.
+        cpu: the build that serves CPU tensors ("avx512", "avx2", "base"), or None if the reference
+            serves them.
+        cpu_capabilities: the builds that this CPU can run, best first.
+        threads: "torch" (torch's own thread pool) or "serial" (torch < 2.10).
+        cuda: the chips that the CUDA module has code for ("75;80;90+PTX"), or None if the reference
+            serves CUDA tensors.
+        failures: the reason for each module that did not load or cannot serve a GPU, by name
+            ("avx2", "cuda", "cuda:0").
 
     Example:
         >>> import fastkd
@@ -34,7 +35,7 @@ def info() -> dict[str, Any]:
     if archs is None:
         failures["cuda"] = why
     elif torch.cuda.is_available():
-        # To ask about a GPU takes a context on it: of the others only what is known is told.
+        # Asking about a GPU creates a context on it, so only those in use are asked about.
         for device in sorted({torch.cuda.current_device(), *_backends.known_gpus()}):
             if _backends.loaded_module(device) is None:
                 failures[f"cuda:{device}"] = _backends.failure(device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of language models, as targets of the logits they belong to."""
+"""Targets of next-token prediction, from the labels of language models."""
 
 import torch
 from torch import Tensor
@@ -9,22 +9,22 @@ from fastkd._validation import check_tensor
 
 
 def shift_labels(labels: Tensor, *, ignore_index: int = -100) -> Tensor:
-    r"""Targets of next-token prediction: at position i stands the label of position i + 1.
+    r"""Return the targets of next-token prediction: position i gets the label of position i + 1.
 
-    The last position has no next token and becomes `ignore_index`. The logits then stay whole:
+    The last position has no next token and gets `ignore_index`. So the logits need no slice:
     `logits[:, :-1]` would cost a copy of their size in backward, where autograd pads the gradient.
 
     Args:
-        labels: (..., L) int64, as language models take them: the input's own tokens, with
-            `ignore_index` where a token is not to be predicted.
-        ignore_index: what the losses are told to leave out.
+        labels: (..., L) int64, as language models take them: the tokens of the input, with
+            `ignore_index` in place of tokens that are not predicted.
+        ignore_index: the target value that the losses leave out.
 
     Returns:
         (..., L) int64, a new tensor.
 
     Raises:
-        TypeError: labels that are not an int64 tensor, an ignore_index that is not an int.
-        ValueError: a 0-d tensor, an ignore_index that is not an int64.
+        TypeError: labels are not an int64 tensor, or ignore_index is not an int.
+        ValueError: labels are a 0-d tensor, or ignore_index does not fit int64.
 
     Example:
         >>> import torch, fastkd

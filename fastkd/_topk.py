@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A teacher's largest classes, for topk_kd_loss and for what keeps them in between."""
+"""The largest classes of a teacher, for topk_kd_loss and for files of a teacher."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from fastkd._validation import check_classes, check_floating
 
 
 class TopK(NamedTuple):
-    """What `topk_from_logits` makes of a teacher."""
+    """The result of `topk_from_logits`."""
 
     values: Tensor
     indices: Tensor
@@ -20,24 +20,26 @@ class TopK(NamedTuple):
 def topk_from_logits(
     teacher_logits: Tensor, k: int, *, temperature: float = 1.0, dim: int = -1
 ) -> TopK:
-    r"""The k most probable classes of each row, for `topk_kd_loss` and for a cache of a teacher.
+    r"""Return the k most probable classes of each row, for `topk_kd_loss` or a file of a teacher.
 
     Args:
         teacher_logits: (..., C, ...) with the classes in `dim`; float32, bfloat16, float16 or
             float64. Gets no gradient.
-        k: how many classes, in [1, C].
-        temperature: T of the loss that will take them, in [1e-6, 1e6].
+        k: the number of classes, in [1, C].
+        temperature: T of the loss that will take the classes, in [1e-6, 1e6].
         dim: the class dimension.
 
     Returns:
         values: (..., k, ...), :math:`\log \mathrm{softmax}(t / T)` of these classes, largest
-        first; float32, or float64 if the logits are. -inf of masked classes, which name none.
-        indices: the same shape, int64. A cache may hold them in less: int32 for any vocabulary,
-        int16 below 32,768 classes; and the values in float16, which is finer than bfloat16 here.
+        first; float32, or float64 if the logits are float64. The value of a masked class is -inf;
+        `topk_kd_loss` ignores such an entry.
+        indices: the same shape, int64. A file can store them in a smaller type: int32 for any
+        vocabulary, int16 for fewer than 32,768 classes. It can store the values in float16, which
+        is finer than bfloat16 for log-probabilities.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: k, temperature or dim that do not fit, or a scalar.
+        ValueError: k, temperature or dim is out of range, or the logits are a scalar.
 
     Example:
         >>> import torch, fastkd

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation losses as modules: they store options and call the function."""
+"""Distillation losses as modules, which store options and call the function."""
 
 from fastkd.losses.attention_transfer_loss import AttentionTransferLoss
 from fastkd.losses.correlation_loss import CorrelationLoss

@@ -11,19 +11,19 @@ from fastkd._relational_options import Criterion, RelationReduction
 
 
 class LossModule(torch.nn.Module):
-    """Stores the options of a loss."""
+    """Stores the options of a loss, and shows them in its repr."""
 
     def __init__(self, options: Any) -> None:
         super().__init__()
         self.options = options
 
     def extra_repr(self) -> str:
-        """The options."""
+        """Return the options."""
         return repr(self.options).partition("(")[2].removesuffix(")")
 
 
 class EmbeddingsModule(LossModule):
-    """Of a loss between the relations in two batches of embeddings."""
+    """The module form of a loss between two batches of embeddings."""
 
     _call: ClassVar[Callable[[Tensor, Tensor, Any], Tensor]]
 
@@ -33,7 +33,7 @@ class EmbeddingsModule(LossModule):
 
 
 class CosinesModule(EmbeddingsModule):
-    """Of a loss between cosines, by a criterion."""
+    """The module form of a loss between cosines, with a criterion."""
 
     _options: ClassVar[Callable[..., Any]]
 

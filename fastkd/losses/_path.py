@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a public function's checked arguments to the way that serves them."""
+"""The choice between kernel and reference, for the checked arguments of a public function."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Options = TypeVar("Options")
 def call(
     paths: Paths, evaluate: Evaluate, student: Tensor, teacher: Tensor, options: Any
 ) -> Tensor:
-    """The loss by the kernel, or by the reference where no kernel serves."""
+    """Compute the loss by the kernel, or by the reference if no kernel serves."""
     path = _front.choose_path(student, teacher)
     if path == "eager":
         return paths.eager(student, teacher, options)
@@ -35,7 +35,7 @@ def call(
 def call_on_embeddings(
     paths: Paths, evaluate: Evaluate, student: Tensor, teacher: Tensor, options: Any
 ) -> Tensor:
-    """The same of two batches of embeddings, after their checks."""
+    """Check two batches of embeddings and compute the loss."""
     check_embeddings(options.FUNCTION, student, teacher)
     return call(paths, evaluate, student, teacher, options)
 
@@ -46,7 +46,7 @@ def call_on_rows(
     inputs: KDLossInputs,
     options: Any,
 ) -> Tensor:
-    """The loss of rows of logits, after their checks."""
+    """Compute the loss of rows of logits."""
     in_plain_python = not torch.compiler.is_compiling()
     if options.inplace and in_plain_python:
         check_not_leaf(options.function, inputs.student)
@@ -65,7 +65,7 @@ def call_on_rows(
 def check_values(
     function: str, target: Tensor | None, num_items: Any, classes: int, options: Any
 ) -> None:
-    """What the kernels check as they read: only where looking costs no sync."""
+    """Check what the kernels check as they read, but only on the CPU: a GPU would have to sync."""
     if target is not None and _front.is_plain(target) and not target.is_cuda:
         check_target_range(function, target, options.ignore_index, classes)
     if isinstance(num_items, Tensor) and _front.is_plain(num_items) and not num_items.is_cuda:
@@ -73,7 +73,7 @@ def check_values(
 
 
 def options_of(kind: Callable[..., Options], *values: object) -> Options:
-    """Validated options; the same values are validated once."""
+    """Return validated options; equal values are validated once."""
     if torch.compiler.is_compiling():  # Dynamo does not trace into a cache
         return kind(*values)
     try:

@@ -19,45 +19,47 @@ def attention_transfer_loss(
     interpolate: bool = False,
     reduction: MapReduction = "mean",
 ) -> Tensor:
-    r"""Distil where the teacher's features are active.
+    r"""Compare the positions at which the features are active.
 
-    The map of an example has at each position :math:`Q = \frac{1}{C} \sum_c |x_c|^p`. With
-    :math:`A = Q / \max(\|Q\|_2, 10^{-12})` of each side, the loss is the mean over all examples and
-    positions of
+    The map of an example has the value :math:`Q = \frac{1}{C} \sum_c |x_c|^p` at each position.
+    With :math:`A = Q / \max(\|Q\|_2, 10^{-12})` of each side, the loss is the mean over all
+    examples and positions of
 
     .. math::
         \ell = (A^S - A^T)^2
 
-    Arithmetic is float32 at least. The kernels keep one number for each position between forward
-    and backward, and read the student's features again there, so these must not change in place
-    before backward; double backward (create_graph) runs through the PyTorch reference. Features
-    that are all 0 have the map 0 and get the gradient 0. NaN or infinity gives NaN; in the kernels,
-    so may numbers whose p-th power leaves float32 (|x| above 1e4 for p = 8).
+    Arithmetic is float32 or better. The kernels keep one number for each position between forward
+    and backward. Backward reads the student's features again, so they must not change in place
+    before. Double backward (create_graph) uses the PyTorch reference.
+
+    Features that are all 0 have the map 0 and get the gradient 0. NaN or infinity gives NaN. In the
+    kernels, a number whose p-th power overflows float32 (|x| above 1e4 for p = 8) can also give
+    NaN.
 
     Args:
-        student_features: (N, C, ...) with at least one dimension of positions, (N, C, H, W) as a
-            rule; float32, bfloat16, float16 (kernels), or float64 (reference). The only argument
-            that gets a gradient.
-        teacher_features: (N, C', ...), of the same examples and positions; its own channels and
-            dtype. Need not be detached; to train the teacher too, see `fastkd.reference`.
-        p: the power, > 0. Where p <= 1 the map has no slope at 0; there the gradient is 0.
-        interpolate: whether the heights and widths of (N, C, H, W) may differ. The larger of each
-            is then averaged down to the smaller by torch's adaptive_avg_pool2d.
-        reduction: "mean" over all N examples and H W positions, as the original code, or "sum".
+        student_features: (N, C, ...) with at least one dimension of positions, usually
+            (N, C, H, W); float32, bfloat16, float16 (kernels), or float64 (reference). The only
+            argument that gets a gradient.
+        teacher_features: (N, C', ...), of the same examples and positions; channels and dtype may
+            differ. Need not be detached; to train the teacher too, see `fastkd.reference`.
+        p: the power, > 0. With p <= 1 the map has no slope at 0, and the gradient is 0 there.
+        interpolate: whether the heights and widths of (N, C, H, W) may differ. If so, torch's
+            adaptive_avg_pool2d averages the larger of each down to the smaller.
+        reduction: "mean" over all N examples and H W positions, as in the original code, or "sum".
 
     Returns:
-        The loss, 0-d: float32, or float64 if one of the features is.
+        The loss, 0-d: float32, or float64 if one of the features is float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit.
-        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is no kernel.
 
     References:
         Zagoruyko, Komodakis: Paying More Attention to Attention: Improving the Performance of
         Convolutional Neural Networks via Attention Transfer, ICLR 2017, arXiv:1612.03928, equation
-        2. As in the authors' code, a layer's maps are compared by the mean square, where the
-        equation has the norm.
+        2. The equation has the norm of the difference. Here, as in the authors' code, the loss is
+        the mean square.
 
     Example:
         >>> import torch, fastkd

@@ -23,7 +23,7 @@ def cosine_similarity_loss(
     reduction: RelationReduction = "mean",
     eps: float = 1e-12,
 ) -> Tensor:
-    r"""Distil the cosines between the examples of a batch.
+    r"""Compare the cosines between the examples of a batch.
 
     With :math:`c_{ij} = \langle x_i, x_j \rangle / (\|x_i\|_2 \|x_j\|_2)` of each side, the loss is
     the mean over all i and j of
@@ -31,35 +31,37 @@ def cosine_similarity_loss(
     .. math::
         \ell_{ij} = \mathrm{criterion}(c_{ij}^S - c_{ij}^T)
 
-    It compares relations, the table of the student's batch with the table of the teacher's; the
-    embeddings themselves are never compared, so their widths may differ. Arithmetic is float32 at
-    least; the gradient is computed together with the loss, in O(N^2) memory, and double backward
-    (create_graph) runs through the PyTorch reference.
+    The loss compares the student's cosines with the teacher's cosines. It never compares an
+    embedding of the student with one of the teacher, so their widths may differ.
 
-    Degenerate rows: an embedding no longer than `eps` has no direction: all its cosines are 0, the
-    one with itself too, and nothing moves it. Any other has the cosine 1 with itself. With N = 1
-    the loss is 0 unless one side's embedding is zero. NaN or infinity in the embeddings gives NaN.
-    In the kernels, so may vectors longer than 1e18: their squares leave float32.
+    Arithmetic is float32 or better. The gradient is computed together with the loss, in O(N^2)
+    memory. Double backward (create_graph) uses the PyTorch reference.
+
+    An embedding no longer than `eps` has no direction: all its cosines are 0, also with itself, and
+    it gets no gradient. Every other embedding has the cosine 1 with itself. With N = 1 the loss is
+    0 unless one side's embedding is zero. NaN or infinity in the embeddings gives NaN. In the
+    kernels, vectors longer than 1e18 can also give NaN, because their squares overflow float32.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
             The only argument that gets a gradient.
-        teacher_embeddings: (N, D'), rows of the same examples; its own width and dtype. Need not be
-            detached; to train the teacher too, see `fastkd.reference`.
-        criterion: "smooth_l1" (Huber's function over `beta`), "l1" or "l2" (the square, without
-            1/2), as torch.nn.functional's losses of those names.
-        beta: where "smooth_l1" goes from the square to the absolute value, in [1e-18, 1e18].
+        teacher_embeddings: (N, D'), rows of the same examples; width and dtype may differ. Need not
+            be detached; to train the teacher too, see `fastkd.reference`.
+        criterion: "smooth_l1" (Huber's function over `beta`) or "l1", as in torch.nn.functional, or
+            "l2" (the square, without 1/2).
+        beta: the difference at which "smooth_l1" changes from the square to the absolute value, in
+            [1e-18, 1e18].
         reduction: "mean" over all N^2 entries, "sum", or "mean_distinct" over the N (N - 1) pairs
             of different examples.
-        eps: the largest norm that has no direction, in [1e-18, 1e18].
+        eps: embeddings no longer than this have no direction; in [1e-18, 1e18].
 
     Returns:
-        The loss, 0-d: float32, or float64 if one of the embeddings is.
+        The loss, 0-d: float32, or float64 if one of the embeddings is float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit.
-        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is no kernel.
 
     References:
         Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068,

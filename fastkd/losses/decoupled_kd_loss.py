@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoupled knowledge distillation: the label against the rest, and the rest among itself."""
+"""Decoupled knowledge distillation: separate weights for the label and the other classes."""
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def decoupled_kd_loss(
     temperature_squared: bool = True,
     inplace: bool = False,
 ) -> Tensor:
-    r"""Weigh what a teacher says of the label apart from what it says of the other classes.
+    r"""Compute a distillation loss with separate weights for the label and the other classes.
 
     With :math:`p = \mathrm{softmax}(t / T)` of the teacher,
     :math:`q = \mathrm{softmax}(s / T)` of the student, y the row's label, and
@@ -40,36 +40,35 @@ def decoupled_kd_loss(
              + \beta \, \mathrm{KL}(\hat p \,\|\, \hat q) \big]
              + w \, \mathrm{CE}(\mathrm{softmax}(s), y)
 
-    in nats, w being `hard_weight`. The first term is the paper's target-class (TCKD), the second
-    its non-target-class distillation (NCKD). Forward KL is
-    :math:`\alpha = 1, \beta = 1 - p_y`: it distils the other classes least where the teacher is
-    surest, which is what beta undoes.
+    in nats, where w is `hard_weight`. The first term is the paper's target-class distillation
+    (TCKD), the second its non-target-class distillation (NCKD). Forward KL is the special case
+    :math:`\alpha = 1, \beta = 1 - p_y`. It gives the other classes a small weight if the teacher is
+    confident about the label. A constant beta keeps their weight the same in all rows.
 
-    The paper's trainer adds the cross-entropy with weight 1 (`hard_weight=1.0`), and raises the
-    weight of the two other terms from 0 over the first 20 epochs: alpha and beta are plain numbers,
-    so multiply both by min(epoch / 20, 1).
+    The paper's trainer adds the cross-entropy with weight 1 (`hard_weight=1.0`). It also raises the
+    weight of the two other terms from 0 over the first 20 epochs. To do this, multiply alpha and
+    beta by min(epoch / 20, 1).
 
-    The other classes' sums are taken without the label's, never by subtraction from 1, so the loss
-    is finite where a softmax over all classes would leave the others nothing (logits thousands
-    apart). Classes at -inf on both sides are masked. A student that lacks a class of its teacher
-    gives +inf; where the teacher has no class but the label the second term is 0. NaN gives NaN,
-    and so does +inf in a class that is not the label; +inf at the label is certainty of it. Equal
-    logits give a soft loss and gradient of exactly 0 in the kernels. A term that weighs 0 is not
-    looked at.
+    The sums over the other classes leave out the label and are not differences from 1. So the loss
+    is finite even if the label takes all of the softmax (logits thousands apart). Classes at -inf
+    on both sides are masked. If only the student masks a class, the loss is +inf. If the teacher
+    masks all classes but the label, the second term is 0. NaN gives NaN, and so does +inf in a
+    class that is not the label. +inf at the label means a probability of 1. Equal logits give a
+    soft loss and gradient of exactly 0 in the kernels. A term with weight 0 is not computed.
 
-    Arithmetic is float32 at least, whatever the logits' type. The gradient is computed together
-    with the loss, in one pass over the logits; double backward (create_graph) runs through the
-    PyTorch reference.
+    Arithmetic is float32 or better for every dtype of the logits. The gradient is computed together
+    with the loss, in one pass over the logits. Double backward (create_graph) uses the PyTorch
+    reference.
 
     Args:
         student_logits: (..., C, ...) with the classes in `dim`; float32, bfloat16, float16
             (kernels), or float64 (reference). The only argument that gets a gradient.
-        teacher_logits: the same shape, its own dtype. Need not be detached; to train the teacher
-            too, see `fastkd.reference`.
+        teacher_logits: the same shape; its dtype may differ. Need not be detached; to train the
+            teacher too, see `fastkd.reference`.
         target: int64 class indices in [0, C), the logits' shape without `dim`. Rows whose target is
             `ignore_index` give loss 0 and gradient 0, whatever their logits hold.
         temperature: T, in [1e-6, 1e6].
-        alpha: weight of the label's term, in [0, 1e6].
+        alpha: weight of the label's term, in [0, 1e6]. It does not weigh soft against hard terms.
         beta: weight of the other classes' term, in [0, 1e6] (the paper: 8 for CIFAR-100, 0.5 for
             ImageNet).
         hard_weight: weight of the cross-entropy, at temperature 1, in [0, 1e6].
@@ -85,15 +84,15 @@ def decoupled_kd_loss(
             `fastkd.kd_loss`.
 
     Returns:
-        The loss: float32, or float64 if one of the logits is. Where no row counts it is 0 with a
-        gradient of 0.
+        The loss: float32, or float64 if one of the logits is float64. If no row counts, the loss
+        and its gradient are 0.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit.
-        IndexError: a target outside [0, C) that is not `ignore_index`, on the CPU. On CUDA such a
-            row's loss and gradient are NaN.
-        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+        IndexError: a target outside [0, C) that is not `ignore_index`, on the CPU. On CUDA, the
+            loss and the gradient of its row are NaN.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is no kernel.
 
     References:
         Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation, arXiv:2203.08679, equation 7.

@@ -24,7 +24,7 @@ def dist_loss(
     mask: Tensor | None = None,
     temperature_squared: bool = True,
 ) -> Tensor:
-    r"""Match how the teacher's probabilities correlate, not what they are.
+    r"""Compare how the probabilities of teacher and student correlate, in rows and in classes.
 
     With :math:`p = \mathrm{softmax}(t / T)` of the teacher and
     :math:`q = \mathrm{softmax}(s / T)` of the student, over N rows and C classes,
@@ -35,47 +35,48 @@ def dist_loss(
         \rho(x, y) = \frac{(x - \bar x)^\top (y - \bar y)}
                           {\|x - \bar x\| \, \|y - \bar y\| + 10^{-8}}
 
-    The first term relates the classes of a row, the second the rows in a class: the loss is one
-    number of the whole batch, not a mean of losses of rows. All positions that are not classes are
-    rows, those of dense maps too, as in the original code. It takes no labels; the paper's trainer
+    The first term compares the classes of a row, the second the rows of a class. The loss is one
+    number for the whole batch, not a mean of row losses. Every position that is not a class is a
+    row, also in dense maps, as in the original code. The loss takes no labels. The paper's trainer
     adds the cross-entropy:
 
         hard = torch.nn.functional.cross_entropy(student_logits, target)
         loss = hard + fastkd.dist_loss(student_logits, teacher_logits, beta=1.0, gamma=1.0)
 
-    Values are those of the original code, its 1e-8 included. That damps: a class whose
-    probabilities are small in all rows counts as little correlated even where both sides agree
-    (centred norms of 1e-4 on both sides halve it). Of tens of thousands of classes most are, so the
-    second term stays near :math:`\gamma T^2`. Equal logits therefore give not 0 but what is damped,
-    some 1e-7 T^2 for few classes, give or take float32's rounding.
+    The values are those of the original code, with its 1e-8. This 1e-8 reduces the correlation of a
+    class whose probabilities are small in all rows, even if both sides agree. (Centred norms of
+    1e-4 on both sides halve it.) Most classes are like this if there are tens of thousands, so the
+    second term then stays near :math:`\gamma T^2`. Equal logits therefore do not give exactly 0.
+    For few classes they give about 1e-7 T^2, up to the rounding of float32.
 
-    A row of equal probabilities (one class, say) and a class of equal probabilities in all rows (a
-    batch of one row, a class masked by -inf) have correlation 0 and give no gradient; equal means
-    but for rounding, within about 1e-6 of their mean in float32 (all rows are at T = 1e6). The
-    original code's gradient is up to 1e8 times the teacher's probabilities there, or made of
-    rounding errors. So a student whose logits are all 0 needs the cross-entropy to start. A row
-    that is all -inf, or holds NaN or +inf, gives NaN.
+    A row of equal probabilities (one class, for example) has correlation 0 and gives no gradient.
+    So does a class with equal probabilities in all rows (a batch of one row, or a class masked by
+    -inf). Probabilities count as equal if they differ from their mean by rounding only, about 1e-6
+    of the mean in float32. (At T = 1e6 all do.) There, the gradient of the original code is up to
+    1e8 times the teacher's probabilities, or consists of rounding errors. So a student whose logits
+    are all 0 needs the cross-entropy to start. A row that is all -inf, or holds NaN or +inf, gives
+    NaN.
 
-    Arithmetic is float32 at least, whatever the logits' type, under autocast too. Four tensors of
-    the logits' size are held at most, one of them until backward.
+    Arithmetic is float32 or better for every dtype of the logits, also under autocast. At most four
+    tensors of the logits' size are in memory, and one of them until backward.
 
     Args:
         student_logits: (..., C, ...) with the classes in `dim`; float32, bfloat16, float16 or
             float64. The only argument that gets a gradient.
-        teacher_logits: the same shape, its own dtype. Need not be detached; to train the teacher
-            too, see `fastkd.reference`.
+        teacher_logits: the same shape; its dtype may differ. Need not be detached; to train the
+            teacher too, see `fastkd.reference`.
         temperature: T, in [1e-6, 1e6]; the paper's tau.
-        beta: weight of the relation between classes, >= 0.
-        gamma: weight of the relation within classes, >= 0.
+        beta: weight of the first term, the relation between classes, >= 0.
+        gamma: weight of the second term, the relation within classes, >= 0.
         dim: the class dimension: -1 for (N, C) and (B, T, V), 1 for (N, C, H, W).
-        mask: bool, the logits' shape without `dim`: False leaves a row out of both relations,
+        mask: bool, the logits' shape without `dim`. A row with False is left out of both terms,
             whatever its logits hold, NaN too (padded tokens, pixels without a label).
-        temperature_squared: whether T^2 multiplies the loss, which keeps the gradient's scale
+        temperature_squared: whether T^2 multiplies the loss. This keeps the gradient's scale
             independent of T.
 
     Returns:
-        The loss, 0-d: float32, or float64 if one of the logits is. Where no row counts it is 0 with
-        a gradient of 0.
+        The loss, 0-d: float32, or float64 if one of the logits is float64. If no row counts, the
+        loss and its gradient are 0.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow of solution procedure: how one layer's features go over into another's."""
+"""Flow of solution procedure: the products of the channels of two layers."""
 
 from torch import Tensor
 
@@ -16,30 +16,30 @@ def fsp_loss(
     *,
     reduction: ExampleReduction = "mean",
 ) -> Tensor:
-    r"""Distil the flow between two layers: the products of their channels.
+    r"""Compare the flow between two layers, the products of their channels.
 
     With the features :math:`F^1` and :math:`F^2` of two layers of a network, the flow of example n
 
     .. math::
         G_{nab} = \frac{1}{H W} \sum_{h,w} F^1_{nahw} F^2_{nbhw}
 
-    is one batched product, and the loss is the mean of
-    :math:`(G^S_{nab} - G^T_{nab})^2` over n, a and b. Where the two layers of a network differ in
-    height or width, the larger is averaged down to the smaller (adaptive_avg_pool2d). Equal
-    features give exactly 0.
+    is one batched product. The loss is the mean of :math:`(G^S_{nab} - G^T_{nab})^2` over n, a and
+    b. If the two layers of a network differ in height or width, adaptive_avg_pool2d averages the
+    larger down to the smaller. Equal features give exactly 0.
 
-    Arithmetic is float32 at least, whatever the features' type, under autocast too, unless backward
-    runs inside of it (PyTorch advises against that: its products are halved then).
+    Arithmetic is float32 or better for every dtype of the features. Autocast does not change this.
+    Call backward outside of autocast, as PyTorch recommends: inside, the products of backward run
+    in half precision.
 
     Args:
         student_features: a pair, (N, C1, H, W) of the first layer and (N, C2, H', W') of the
             second; float32, bfloat16, float16 or float64. The only argument that gets a gradient.
-        teacher_features: a pair with the same N, C1 and C2; heights, widths and dtypes are its own.
+        teacher_features: a pair with the same N, C1 and C2; heights, widths and dtypes may differ.
             Need not be detached; to train the teacher too, see `fastkd.reference`.
-        reduction: "mean" over the examples, or "sum" over the examples of their means over a and b.
+        reduction: "mean" over the examples, or "sum" over the examples of the mean over a and b.
 
     Returns:
-        The loss, 0-d: float32, or float64 if one of the features is.
+        The loss, 0-d: float32, or float64 if one of the features is float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -47,7 +47,8 @@ def fsp_loss(
 
     References:
         Yim, Joo, Bae, Kim: A Gift from Knowledge Distillation: Fast Optimization, Network
-        Minimization and Transfer Learning, CVPR 2017, equations 1 and 2 (which sums over a and b).
+        Minimization and Transfer Learning, CVPR 2017, equations 1 and 2. (Equation 2 is a sum over
+        a and b.)
 
     Example:
         >>> import torch, fastkd

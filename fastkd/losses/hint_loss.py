@@ -19,29 +19,29 @@ from fastkd.reference.hint_loss import evaluate
 def hint_loss(
     student_features: Tensor, teacher_features: Tensor, *, reduction: ElementReduction = "mean"
 ) -> Tensor:
-    r"""Match a student's intermediate features to a teacher's.
+    r"""Compute the mean squared difference of intermediate features.
 
     The loss is the mean over all elements
 
     .. math::
         \mathcal{L} = \frac{1}{N D} \sum_n \| s_n - t_n \|^2
 
-    where D counts the elements of one example, by PyTorch's own fused operation. FitNets takes
-    :math:`\frac{1}{2} \| t - r(s) \|^2` of an example: half of `reduction="batchmean"`. The
-    regressor r, which widens the student's features to the teacher's, is `fastkd.HintRegressor`;
-    `fastkd.HintLoss` can hold it.
+    where D is the number of elements of one example. PyTorch's own fused operation computes it.
+    FitNets takes :math:`\frac{1}{2} \| t - r(s) \|^2` of an example, which is half of
+    `reduction="batchmean"`. The regressor r maps the student's features to the width of the
+    teacher's. `fastkd.HintRegressor` is such a regressor, and `fastkd.HintLoss` can hold it.
 
-    Arithmetic is float32 at least, whatever the features' type.
+    Arithmetic is float32 or better for every dtype of the features.
 
     Args:
         student_features: (N, ...), float32, bfloat16, float16 or float64. The only argument that
             gets a gradient.
-        teacher_features: the same shape, its own dtype. Need not be detached; to train the teacher
-            too, see `fastkd.reference`.
+        teacher_features: the same shape; its dtype may differ. Need not be detached; to train the
+            teacher too, see `fastkd.reference`.
         reduction: "mean" over all elements, "sum", or "batchmean" (sum / N).
 
     Returns:
-        The loss, 0-d: float32, or float64 if one of the features is.
+        The loss, 0-d: float32, or float64 if one of the features is float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -66,9 +66,10 @@ def hint_loss(
 
 
 class HintLoss(LossModule):
-    """Module form of `fastkd.hint_loss`: it stores the options, and the regressor if there is one.
+    """Module form of `fastkd.hint_loss`: it stores the options, and a regressor if one is given.
 
-    Its parameters are the regressor's: give them to the optimizer with the student's.
+    The parameters of the module are those of the regressor. Give them to the optimizer together
+    with the student's parameters.
     """
 
     def __init__(
@@ -77,11 +78,11 @@ class HintLoss(LossModule):
         regressor: torch.nn.Module | None = None,
         reduction: ElementReduction = "mean",
     ) -> None:
-        """Store what maps the student's features to the teacher's shape, and the options.
+        """Store the options, and the regressor from the student's features to the teacher's shape.
 
         Args:
-            regressor: applied to the student's features first; a `fastkd.HintRegressor` or any
-                other module.
+            regressor: a `fastkd.HintRegressor` or any other module, which is applied to the
+                student's features first.
             reduction: see `fastkd.hint_loss`.
         """
         if regressor is not None and not isinstance(regressor, torch.nn.Module):
@@ -103,7 +104,7 @@ class HintLoss(LossModule):
 class HintRegressor(torch.nn.Module):
     r"""Map a student's features to the teacher's width: the regressor r of FitNets.
 
-    It is learned with the student and left behind after training.
+    It is trained together with the student and not needed afterwards.
 
     Args:
         student_channels: the student's width.
@@ -118,8 +119,8 @@ class HintRegressor(torch.nn.Module):
 
     References:
         Romero, Ballas, Kahou, Chassang, Gatta, Bengio: FitNets: Hints for Thin Deep Nets,
-        arXiv:1412.6550, section 2.2 (whose convolution may be larger than 1x1, to meet the
-        teacher's spatial size).
+        arXiv:1412.6550, section 2.2. (The convolution there may be larger than 1x1, to match the
+        teacher's spatial size.)
 
     Example:
         >>> import torch, fastkd

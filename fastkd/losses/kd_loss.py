@@ -34,7 +34,7 @@ def kd_loss(
     standardize_logits: bool = False,
     inplace: bool = False,
 ) -> Tensor:
-    r"""Distil a student from a teacher's soft targets, and from labels where there are any.
+    r"""Compute the distillation loss of a teacher's soft targets, and of labels if given.
 
     With :math:`p = \mathrm{softmax}(t / T)` of the teacher and
     :math:`q = \mathrm{softmax}(s / T)` of the student, the loss of a row is
@@ -52,35 +52,34 @@ def kd_loss(
                          \quad m = \beta p + (1 - \beta) q \\
         \texttt{tv}: \; & \tfrac{1}{2} \sum_c |p_c - q_c|
 
-    A class that both lack adds 0, so logits of -inf (masked classes) are legal. Forward KL is +inf
-    where a student lacks a class of its teacher, reverse KL where a teacher lacks one of its
-    student (with a gradient of NaN or infinity); "js" and "tv" are finite. A row that is all -inf,
-    or holds NaN or +inf, gives NaN. Equal logits give a divergence and a gradient of exactly 0 in
-    the kernels ("js": some T * 1e-37 where a probability is subnormal).
+    A class that both sides mask, with logits of -inf, adds 0. Forward KL is +inf if only the
+    student masks a class. Reverse KL is +inf if only the teacher masks it, and its gradient is then
+    NaN or infinite. "js" and "tv" are finite. A row that is all -inf, or holds NaN or +inf, gives
+    NaN. Equal logits give a divergence and a gradient of exactly 0 in the kernels. (The exception
+    is "js" with subnormal probabilities: their gradient is about T * 1e-37.)
 
-    Arithmetic is float32 at least, whatever the logits' type. The gradient is computed together
-    with the loss; double backward (create_graph) runs through the PyTorch reference. As for any op
-    that keeps its input, the student's logits must not change in place before backward.
+    Arithmetic is float32 or better for every dtype of the logits. The gradient is computed together
+    with the loss. Double backward (create_graph) uses the PyTorch reference. The student's logits
+    must not change in place before backward, as for every operation that keeps its input.
 
     Args:
         student_logits: (..., C, ...) with the classes in `dim`; float32, bfloat16, float16
             (kernels), or float64 (reference). The only argument that gets a gradient.
-        teacher_logits: the same shape, its own dtype. Need not be detached; to train the teacher
-            too, see `fastkd.reference`.
+        teacher_logits: the same shape; its dtype may differ. Need not be detached; to train the
+            teacher too, see `fastkd.reference`.
         target: int64 class indices in [0, C), the logits' shape without `dim`. Rows whose target is
             `ignore_index` give loss 0 and gradient 0 in both terms, whatever their logits hold.
         temperature: T, in [1e-6, 1e6].
-        alpha: weight of the distillation term, in [0, 1]; the hard term weighs 1 - alpha.
-            (Libraries disagree: torchdistill's alpha weighs the hard term.) Has no effect without
-            a target.
+        alpha: weight of the distillation term, in [0, 1]. The weight of the hard term is 1 - alpha.
+            (torchdistill's alpha is the weight of the hard term.) Has no effect without a target.
         divergence: "forward_kl", "reverse_kl", "js" (generalised Jensen-Shannon) or "tv" (total
             variation).
-        beta: weight of the teacher in the mixture of "js", in [1e-6, 1 - 1e-6], or 0 or 1. These
-            are taken to mean forward and reverse KL, as in GKD; they are not the limits of the
-            formula, which tends to 0 at both ends (as beta times forward and 1 - beta times reverse
-            KL). float32 leaves an error of some 1e-8 nats, which is most of a "js" smaller than
-            that (beta near an end, or student and teacher nearly equal). Has no effect on the
-            others.
+        beta: weight of the teacher in the mixture of "js": 0, 1, or in [1e-6, 1 - 1e-6]. 0 means
+            forward KL and 1 means reverse KL, as in GKD. They are not the limits of the formula: it
+            tends to 0 at both ends, as beta times forward KL and as 1 - beta times reverse KL. The
+            error of "js" in float32 is about 1e-8 nats. It is most of a "js" that is smaller than
+            that (beta near an end, or student and teacher nearly equal). Has no effect on the other
+            divergences.
         dim: the class dimension: -1 for (N, C) and (B, T, V), 1 for (N, C, H, W).
         ignore_index: the target value of rows that do not count.
         label_smoothing: in [0, 1], of the hard term, as in torch.nn.functional.cross_entropy.
@@ -88,44 +87,45 @@ def kd_loss(
             floating dtype; values are not checked. Rows of weight 0 do not count. Gets no gradient.
         reduction: "none" (the logits' shape without `dim`), "sum", "mean" (over the rows that
             count, by weight), or "batchmean" (sum / size of the first dimension that is not `dim`).
-        num_items: replaces the denominator of "mean" and "batchmean": gradient accumulation and
-            data parallel training need one count for all parts. 0 gives loss 0. A count that is on
-            the GPU stays there (negative: NaN).
-        temperature_squared: whether T^2 multiplies the divergence, which keeps the gradient's scale
+        num_items: replaces the denominator of "mean" and "batchmean". Gradient accumulation and
+            data parallel training need one count for all parts. 0 gives loss 0. A count on the GPU
+            stays there; a negative one gives NaN.
+        temperature_squared: whether T^2 multiplies the divergence. This keeps the gradient's scale
             independent of T.
-        common_vocab: whether the class counts may differ (padded vocabularies). The soft term
-            then takes the first min(C_s, C_t) classes, renormalised; the hard term takes all of the
-            student's.
-        standardize_logits: whether the divergence is that of the rows' z-scores,
-            z = (x - mean) / (deviation + 1e-7) with the sample's deviation over the classes, each
-            side's own: scale and shift of the logits then do not matter to it. The hard term takes
-            the logits as they are. Classes at -inf, or at float32's lowest number, stay masked and
-            do not count; a row of equal logits has z = 0 and gets no gradient. The z-scores are
-            torch's own operations around the kernels, a part of the rows at a time: slower than
-            without, in hardly more memory, but that the gradient of half types is in float32 until
-            it is scaled.
-        inplace: whether the gradient may be written over the student's logits, which saves their
-            size in memory and loses their values: other losses and metrics have to be computed
-            before, as what reads the logits later reads the gradient. Autograd is told: backward of
-            an earlier use that kept them raises its error, as does create_graph=True; where they
-            are a view, ask for the gradient of what they are a view of. They must be an output of
-            the model, not a leaf, and what backward passes on lies in their memory. Overwritten are
-            logits whose gradient an eager kernel computes; under torch.compile, in transforms, in
-            float64, without a gradient and half types with standardize_logits they stay as they
-            are. backward(retain_graph=True), and
-            strides that the kernels do not read (every second class, say), take memory all the
-            same.
+        common_vocab: whether the class counts may differ, as in padded vocabularies. The soft term
+            then takes the first min(C_s, C_t) classes, renormalised. The hard term takes all
+            classes of the student.
+        standardize_logits: whether the divergence compares the z-scores of the rows,
+            z = (x - mean) / (deviation + 1e-7). Mean and sample deviation are taken over the
+            classes of a row, for each side on its own, so the scale and the shift of the logits do
+            not change the divergence. The hard term takes the logits as they are. Classes at -inf,
+            or at float32's lowest number, stay masked and do not count. A row of equal logits has
+            z = 0 and gets no gradient. PyTorch operations around the kernels compute the z-scores,
+            for a part of the rows at a time. This is slower than without, and needs little more
+            memory. The gradient of bfloat16 and float16 logits is float32 until it is scaled.
+        inplace: whether the gradient may be written over the student's logits. This saves memory of
+            their size and loses their values: compute other losses and metrics before, because
+            later reads of the logits read the gradient. Autograd raises its usual error in backward
+            of an earlier operation that kept the logits, and with create_graph=True. If the logits
+            are a view, ask for the gradient of the tensor that they are a view of. The logits must
+            be an output of the model, not a leaf. The gradient that backward passes on is in their
+            memory. The logits are overwritten only if a kernel computes their gradient in an eager
+            call. They keep their values under torch.compile, in transforms, in float64, if no
+            gradient is needed, and in bfloat16 or float16 with standardize_logits.
+            backward(retain_graph=True) takes memory for the gradient all the same, and so do
+            strides that the kernels do not read (every second class, for example).
 
     Returns:
-        The loss: float32, or float64 if one of the logits is. Where no row counts it is 0 with a
-        gradient of 0.
+        The loss: float32, or float64 if one of the logits is float64. If no row counts, the loss
+        and its gradient are 0.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit.
-        IndexError: a target outside [0, C) that is not `ignore_index`, on the CPU. On CUDA nothing
-            waits for the device to look: such a row's loss and gradient are NaN.
-        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+        IndexError: a target outside [0, C) that is not `ignore_index`, on the CPU. On CUDA, the
+            loss and the gradient of its row are NaN, because an exception would force the CPU to
+            wait for the GPU.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is no kernel.
 
     References:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531,

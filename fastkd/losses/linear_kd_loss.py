@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft targets from hidden states: the logits are never whole."""
+"""Soft targets from hidden states, one chunk of logits at a time."""
 
 from typing import Literal
 
@@ -46,74 +46,74 @@ def linear_kd_loss(
     teacher_is: TeacherValues = "log_probs",
     tail: Tail = "bucket",
 ) -> Tensor:
-    r"""`fastkd.kd_loss` of the logits of two output layers, which are never held whole.
+    r"""Compute `fastkd.kd_loss` from hidden states, one chunk of logits at a time.
 
-    With hidden states h and output layers (W, b) of student and teacher, the loss is that of
+    With hidden states h and output layers (W, b) of student and teacher, the logits are
 
     .. math::
         s = h_S W_S^\top + b_S, \qquad t = h_T W_T^\top + b_T
 
-    or of :math:`c \tanh(s / c)` and :math:`c \tanh(t / c)` with a logit_softcap c. Some rows at a
-    time (a chunk) their logits are computed, kd_loss's kernel writes its gradient over the
-    student's, and that becomes gradients of hidden states, weight and bias. One chunk of logits a
-    side is held, beside the gradients: what is held does not grow with the number of rows, as the
-    logits would. Products are torch's own.
+    With a logit_softcap c, they are :math:`c \tanh(s / c)` and :math:`c \tanh(t / c)`. The rows are
+    processed in chunks. For each chunk, the function computes the logits of both sides. The kernel
+    of `kd_loss` replaces the student's logits by their gradient. The gradients of the hidden
+    states, the weight and the bias are computed from it. Besides these gradients, one chunk of
+    logits of each side is in memory, so the memory for logits does not grow with the number of
+    rows. PyTorch computes the matrix products, in the dtype of the hidden states.
 
-    Gradients are those of `kd_loss` after the layer, computed for the arguments that require one: a
-    frozen layer costs no product. They are computed in forward and scaled in backward; only
-    reduction="none", whose gradient waits for that of every row, computes the logits anew in
-    backward. They are added up in float32 at least, whatever the logits' type, so of half types
-    the weight's gradient is held twice for a moment. Under autocast products have its dtype, as
-    those of a linear layer, and the weights' copies in it are held. Rows that do not count may hold
-    anything, NaN too.
+    The gradients equal those of an output layer followed by `kd_loss`. A frozen layer needs no
+    gradient, so its matrix product is skipped. The gradients are computed in forward and scaled in
+    backward. With reduction="none", they depend on the gradient of each row's loss, so backward
+    computes the logits again. The gradients of the chunks are added in float32 or better. So a
+    weight in bfloat16 or float16 needs memory for two gradients for a moment. Under autocast, the
+    products have the dtype of autocast, as in a linear layer, and copies of the weights in this
+    dtype are in memory. Rows that do not count may hold anything, NaN too.
 
-    torch.compile and torch.export call the same, as does torch.utils.checkpoint. The PyTorch
-    reference, which holds the logits, serves transforms (vmap, func.grad), tensor subclasses and
-    create_graph, and under torch.compile reduction="none" and float64.
+    torch.compile, torch.export and torch.utils.checkpoint use the chunks too. The PyTorch
+    reference, which keeps all logits in memory, serves transforms (vmap, func.grad), tensor
+    subclasses and create_graph, and under torch.compile also reduction="none" and float64.
 
     Args:
         student_hidden: (..., H), float32, bfloat16, float16 or float64; gets a gradient.
-        student_weight: (V, H), that of `torch.nn.Linear(H, V)`; gets a gradient. Of
-            student_hidden's dtype, unless autocast converts.
-        teacher_hidden: (..., H'), the same rows; its own width and dtype. Needs no gradient and
-            gets none.
+        student_weight: (V, H), the weight of `torch.nn.Linear(H, V)`; gets a gradient. Its dtype is
+            that of student_hidden, unless autocast converts both.
+        teacher_hidden: (..., H'), the same rows; width and dtype may differ. Gets no gradient.
         teacher_weight: (V, H').
         target: int64 class indices, (...); rows of `ignore_index` do not count.
         student_bias: (V,); gets a gradient.
         teacher_bias: (V,).
-        teacher_logits: (..., V), in place of the teacher's hidden states, weight and bias; logits
-            or log-probabilities at temperature 1. No softcap is put on them.
-        teacher_values: (..., K), in place of all these, of a teacher known by K classes a row: then
-            the loss is that of `fastkd.topk_kd_loss`.
-        teacher_indices: (..., K), which classes they are of.
-        logit_softcap: c in [1e-3, 1e4], of both sides' logits, in their dtype as in transformers;
-            costs a third chunk where there is a gradient.
-        chunk_rows: how many rows at a time; "auto": such that a chunk of logits takes about 16 MiB
-            on the CPU and 256 MiB on a GPU, and 64 rows at least.
-        temperature: as in `fastkd.kd_loss`, like all that follow.
+        teacher_logits: (..., V), in place of the teacher's hidden states, weight and bias. They are
+            logits, or log-probabilities at temperature 1. The softcap is not applied to them.
+        teacher_values: (..., K), in place of all other arguments of the teacher, for a teacher of
+            which K classes of each row are stored. The loss is then `fastkd.topk_kd_loss`.
+        teacher_indices: (..., K), the classes of teacher_values.
+        logit_softcap: c in [1e-3, 1e4], for the logits of both sides, in their dtype as in
+            transformers. If a gradient is needed, it takes memory for a third chunk.
+        chunk_rows: the number of rows of a chunk. "auto" chooses chunks of logits of about 16 MiB
+            on the CPU and 256 MiB on a GPU, and of at least 64 rows.
+        temperature: as in `fastkd.kd_loss`, like the arguments up to standardize_logits.
         alpha: weight of the distillation term.
         divergence: "forward_kl", "reverse_kl", "js" or "tv".
-        beta: of "js".
+        beta: weight of the teacher in the mixture of "js".
         ignore_index: the target value of rows that do not count.
-        label_smoothing: of the hard term.
-        sample_weight: (...), one weight a row.
+        label_smoothing: in [0, 1], of the hard term.
+        sample_weight: (...), the weight of each row.
         reduction: "none" (...), "sum", "mean", or "batchmean" (sum / size of the first dimension).
         num_items: replaces the denominator of "mean" and "batchmean".
         temperature_squared: whether T^2 multiplies the divergence.
         common_vocab: whether the class counts may differ.
-        standardize_logits: whether the divergence is that of z-scores.
-        teacher_is: what teacher_values are, "log_probs" or "logits"; as in `fastkd.topk_kd_loss`,
-            like what follows.
+        standardize_logits: whether the divergence compares z-scores.
+        teacher_is: "log_probs" or "logits"; as in `fastkd.topk_kd_loss`, like tail.
         tail: "bucket", "renormalize", "renormalize_teacher" or "truncate".
 
     Returns:
-        The loss: float32, or float64 if one of the logits is.
+        The loss: float32, or float64 if one of the logits is float64.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype; several or none of the teacher's forms.
+        TypeError: an argument of the wrong type or dtype, or not exactly one of the three forms of
+            the teacher.
         ValueError: shapes, devices or values that do not fit.
-        IndexError: a target outside [0, V) that is not `ignore_index`, or an index outside it, on
-            the CPU; on CUDA such a row's loss and all gradients are NaN.
+        IndexError: a target or an index outside [0, V), unless the target is `ignore_index`, on the
+            CPU. On CUDA, the loss of its row and all gradients are NaN.
         RuntimeError: as in `fastkd.kd_loss`.
 
     References:

@@ -24,50 +24,50 @@ def logit_mse_loss(
     reduction: Reduction = "mean",
     num_items: int | Tensor | None = None,
 ) -> Tensor:
-    r"""Match the student's logits to the teacher's.
+    r"""Compute the mean squared difference of the logits.
 
     The loss of a row is the mean over its C classes
 
     .. math::
         \ell = \frac{1}{C} \sum_c (s_c - t_c)^2
 
-    with each side's mean over the classes subtracted first if `zero_mean`. It runs on PyTorch's own
-    fused operations, so there are no kernels for it.
+    with the mean over the classes subtracted from each side first if `zero_mean`. PyTorch's own
+    fused operations compute it, so it has no kernel.
 
-    It is the limit of soft targets at high temperature: without labels,
+    It is the limit of soft targets at high temperature. Without labels, the
     :math:`T^2 \, \mathrm{KL}` of `fastkd.kd_loss` tends to half of this loss with `zero_mean`, at
-    the rate 1 / T. Softmax does not see a row's mean and this loss does, hence `zero_mean` where
-    the student's logits may float.
+    the rate 1 / T. Softmax does not depend on the mean of a row, but this loss does. Use
+    `zero_mean` if the mean of the student's logits should be free.
 
-    Arithmetic is float32 at least, whatever the logits' type. Infinite logits give infinity or NaN:
-    leave masked classes out.
+    Arithmetic is float32 or better for every dtype of the logits. Infinite logits give infinity or
+    NaN, so leave masked classes out.
 
     Args:
         student_logits: (..., C, ...) with the classes in `dim`; float32, bfloat16, float16 or
             float64. The only argument that gets a gradient.
-        teacher_logits: the same shape, its own dtype. Need not be detached; to train the teacher
-            too, see `fastkd.reference`.
+        teacher_logits: the same shape; its dtype may differ. Need not be detached; to train the
+            teacher too, see `fastkd.reference`.
         dim: the class dimension: -1 for (N, C) and (B, T, V), 1 for (N, C, H, W).
-        zero_mean: whether logits count relative to their mean over the row's classes.
+        zero_mean: whether each row's mean over its classes is subtracted from the logits.
         sample_weight: non-negative weight of each row, the logits' shape without `dim`, any
             floating dtype; values are not checked. Rows of weight 0 do not count and may hold
             anything, NaN too. Gets no gradient.
         reduction: "none" (the logits' shape without `dim`), "sum", "mean" (over the rows that
             count, by weight), or "batchmean" (sum / size of the first dimension that is not `dim`).
-        num_items: replaces the denominator of "mean" and "batchmean": gradient accumulation and
+        num_items: replaces the denominator of "mean" and "batchmean". Gradient accumulation and
             data parallel training need one count for all parts. 0 gives loss 0.
 
     Returns:
-        The loss: float32, or float64 if one of the logits is. Where no row counts it is 0 with a
-        gradient of 0.
+        The loss: float32, or float64 if one of the logits is float64. If no row counts, the loss
+        and its gradient are 0.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit.
 
     References:
-        Ba, Caruana: Do Deep Nets Really Need to be Deep?, arXiv:1312.6184, equation 1 (which sums
-        over the classes and halves: C / 2 times ours). The limit: Hinton, Vinyals, Dean: Distilling
+        Ba, Caruana: Do Deep Nets Really Need to be Deep?, arXiv:1312.6184, equation 1 (half of the
+        sum over the classes: C / 2 times this loss). The limit: Hinton, Vinyals, Dean: Distilling
         the Knowledge in a Neural Network, arXiv:1503.02531, section 2.1.
 
     Example:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Neuron selectivity transfer: where in the picture the channels respond."""
+"""Neuron selectivity transfer: the positions at which the channels respond."""
 
 from torch import Tensor
 
@@ -18,11 +18,11 @@ def nst_loss(
     interpolate: bool = False,
     reduction: ExampleReduction = "mean",
 ) -> Tensor:
-    r"""Distil the distribution of the channels' selectivity patterns.
+    r"""Compare the distributions of the channels' selectivity patterns.
 
-    A channel's map, flattened over its positions and scaled to Euclidean norm 1, is one sample;
-    the loss of an example is the squared maximum mean discrepancy between the student's samples
-    :math:`s_i` and the teacher's :math:`t_j` for the polynomial kernel
+    A channel's map, flattened over its positions and scaled to Euclidean norm 1, is one sample. The
+    loss of an example is the squared maximum mean discrepancy between the student's samples
+    :math:`s_i` and the teacher's samples :math:`t_j`, for the polynomial kernel
     :math:`k(x, y) = (x^\top y)^2`:
 
     .. math::
@@ -30,27 +30,30 @@ def nst_loss(
              - \frac{2}{C_S C_T} \sum_{ij} k(s_i, t_j)
              = \Big\| \frac{S^\top S}{C_S} - \frac{T^\top T}{C_T} \Big\|_F^2
 
-    with S of shape (C, positions). It is computed from Gram matrices over the channels or, where
-    that is less work (small maps of many channels), over the positions. Over the positions no
-    digits cancel; over the channels the three terms are subtracted, so the loss carries the
-    rounding of its largest term, about 1e-7 in float32, and may be as much below 0. Equal features
-    give exactly 0.
+    with S of shape (C, positions). It is computed from Gram matrices over the channels, or over the
+    positions if that is less work (small maps of many channels). Over the positions, no digits
+    cancel. Over the channels, the three terms are subtracted. The loss then has the rounding error
+    of its largest term, about 1e-7 in float32, and can be below 0 by that much. Equal features give
+    exactly 0.
 
-    A map with a norm of at most 1e-12 counts as zeros and gets no gradient; norms beyond 1e18 may
-    give NaN. Arithmetic is float32 at least, whatever the features' type, under autocast too,
-    unless backward runs inside of it (PyTorch advises against that: its products are halved then).
+    A map with a norm of at most 1e-12 counts as zeros and gets no gradient. Norms above 1e18 can
+    give NaN.
+
+    Arithmetic is float32 or better for every dtype of the features. Autocast does not change this.
+    Call backward outside of autocast, as PyTorch recommends: inside, the products of backward run
+    in half precision.
 
     Args:
         student_features: (N, C, H, W) or (N, C, ...), float32, bfloat16, float16 or float64. The
             only argument that gets a gradient.
-        teacher_features: (N, C', H, W); its own number of channels and dtype. Need not be detached;
-            to train the teacher too, see `fastkd.reference`.
-        interpolate: whether height and width may differ between the two; the larger are then
-            averaged down to the smaller (adaptive_avg_pool2d).
+        teacher_features: (N, C', H, W); channels and dtype may differ. Need not be detached; to
+            train the teacher too, see `fastkd.reference`.
+        interpolate: whether the heights and widths may differ. If so, adaptive_avg_pool2d averages
+            the larger of each down to the smaller.
         reduction: "mean" or "sum" over the examples.
 
     Returns:
-        The loss, 0-d: float32, or float64 if one of the features is.
+        The loss, 0-d: float32, or float64 if one of the features is float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -21,38 +21,39 @@ def pkt_loss(
     reduction: TableReduction = "mean",
     eps: float = 1e-7,
 ) -> Tensor:
-    r"""Distil how probable the examples of a batch are as neighbours of each other.
+    r"""Compare how probable the examples of a batch are as neighbours of each other.
 
-    With :math:`k_{ij} = (\cos(x_i, x_j) + 1) / 2` of each side, and its rows divided by their sums,
-    p of the teacher and q of the student, the loss is the mean over all i and j of
+    With :math:`k_{ij} = (\cos(x_i, x_j) + 1) / 2` of each side, p and q are k of the teacher and of
+    the student with each row divided by its sum. The loss is the mean over all i and j of
 
     .. math::
         \ell_{ij} = p_{ij} \log \frac{p_{ij} + \mathrm{eps}}{q_{ij} + \mathrm{eps}}
 
-    in nats, the examples themselves among their neighbours. Arithmetic is float32 at least; the
-    gradient is computed together with the loss, in O(N^2) memory, and double backward
-    (create_graph) runs through the PyTorch reference.
+    in nats. An example is a neighbour of itself too.
 
-    Degenerate rows: an embedding no longer than 1e-12 has no direction: all its cosines are 0, the
-    one with itself too, and nothing moves it. Any other has the cosine 1 with itself. With N = 1
-    the loss is 0. NaN or infinity in the embeddings gives NaN.
-    In the kernels, so may vectors longer than 1e18: their squares leave float32.
+    Arithmetic is float32 or better. The gradient is computed together with the loss, in O(N^2)
+    memory. Double backward (create_graph) uses the PyTorch reference.
+
+    An embedding no longer than 1e-12 has no direction: all its cosines are 0, also with itself, and
+    it gets no gradient. Every other embedding has the cosine 1 with itself. With N = 1 the loss is
+    0. NaN or infinity in the embeddings gives NaN. In the kernels, vectors longer than 1e18 can
+    also give NaN, because their squares overflow float32.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
             The only argument that gets a gradient.
-        teacher_embeddings: (N, D'), rows of the same examples; its own width and dtype. Need not be
-            detached; to train the teacher too, see `fastkd.reference`.
-        reduction: "mean" over all N^2 entries, as the original code, or "sum".
+        teacher_embeddings: (N, D'), rows of the same examples; width and dtype may differ. Need not
+            be detached; to train the teacher too, see `fastkd.reference`.
+        reduction: "mean" over all N^2 entries, as in the original code, or "sum".
         eps: added to the probabilities in the logarithm, in [1e-18, 1e18].
 
     Returns:
-        The loss, 0-d: float32, or float64 if one of the embeddings is.
+        The loss, 0-d: float32, or float64 if one of the embeddings is float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit.
-        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is no kernel.
 
     References:
         Passalis, Tefas: Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV

@@ -26,41 +26,42 @@ def rkd_loss(
     squared: bool = False,
     eps: float = 1e-12,
 ) -> Tensor:
-    r"""Distil the distances and the angles of a batch: relational knowledge distillation.
+    r"""Compare the distances and the angles in a batch: relational knowledge distillation.
 
     .. math::
         \ell = w_D \, \ell_{\mathrm{distance}} + w_A \, \ell_{\mathrm{angle}}
 
-    of `rkd_distance_loss` and `rkd_angle_loss`, in one call: the distances are taken once and serve
-    both. A part that weighs 0 is not computed. What degenerate pairs and triplets add is said
-    there; with N = 1 the loss is 0, and NaN or infinity in the embeddings gives NaN. Where both
-    weigh 0 the embeddings are not read: the loss is 0.
-    Where the angles weigh 0, so may vectors longer than 1e18 in the kernels: their squares leave
-    float32.
+    The two parts are `rkd_distance_loss` and `rkd_angle_loss`. One call computes both, and computes
+    the distances once. A part with weight 0 is not computed. The docstrings of the two functions
+    explain degenerate pairs and triplets. With N = 1 the loss is 0. NaN or infinity in the
+    embeddings gives NaN. If both weights are 0, the embeddings are not read and the loss is 0.
+    With `angle_weight=0`, embeddings longer than 1e18 can also give NaN in the kernels, because
+    their squares overflow float32.
 
     Args:
         student_embeddings: (N, D), float32, bfloat16, float16 (kernels), or float64 (reference).
             The only argument that gets a gradient.
-        teacher_embeddings: (N, D'), rows of the same examples; its own width and dtype. Need not be
-            detached; to train the teacher too, see `fastkd.reference`.
-        distance_weight: of the distance loss, >= 0; 25 is the authors'.
-        angle_weight: of the angle loss, >= 0; 50 is the authors'.
-        criterion: "smooth_l1" (Huber's function over `beta`), "l1" or "l2" (the square, without
-            1/2), as torch.nn.functional's losses of those names.
-        beta: where "smooth_l1" goes from the square to the absolute value, in [1e-18, 1e18].
+        teacher_embeddings: (N, D'), rows of the same examples; width and dtype may differ. Need not
+            be detached; to train the teacher too, see `fastkd.reference`.
+        distance_weight: weight of the distance loss, >= 0; 25 is the authors'.
+        angle_weight: weight of the angle loss, >= 0; 50 is the authors'.
+        criterion: "smooth_l1" (Huber's function over `beta`) or "l1", as in torch.nn.functional, or
+            "l2" (the square, without 1/2).
+        beta: the difference at which "smooth_l1" changes from the square to the absolute value, in
+            [1e-18, 1e18].
         reduction: "mean" over all N^2 pairs and N^3 triplets, as the original code, "sum", or
             "mean_distinct" over those of different examples.
         squared: whether the distance loss compares squared distances.
-        eps: floor of the squared distances in the distance loss, and the largest distance that has
-            no direction in the angle loss, in [1e-18, 1e18].
+        eps: lower bound of the squared distances in the distance loss. In the angle loss, two
+            examples no further apart than eps have no direction. In [1e-18, 1e18].
 
     Returns:
-        The loss, 0-d: float32, or float64 if one of the embeddings is.
+        The loss, 0-d: float32, or float64 if one of the embeddings is float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit.
-        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is no kernel.
 
     References:
         Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068,

@@ -18,43 +18,42 @@ def similarity_preserving_loss(
     reduction: TableReduction = "mean",
     eps: float = 1e-12,
 ) -> Tensor:
-    r"""Distil which examples of a batch activate the features alike.
+    r"""Compare which examples of a batch activate the features alike.
 
-    With the features of an example flattened to a row of X and :math:`G = X X^\top`, each row of G
-    divided by its norm, :math:`P_{ij} = G_{ij} / \|G_i\|_2`, the loss is the mean over all i and j
+    The features of each example are flattened to a row of X. Each row of :math:`G = X X^\top` is
+    divided by its norm: :math:`P_{ij} = G_{ij} / \|G_i\|_2`. The loss is the mean over all i and j
     of
 
     .. math::
         \ell_{ij} = (P_{ij}^S - P_{ij}^T)^2
 
-    Arithmetic is float32 at least; the gradient is computed together with the loss, in O(N^2)
-    memory beside the features, and double backward (create_graph) runs through the PyTorch
-    reference.
+    Arithmetic is float32 or better. The gradient is computed together with the loss, in O(N^2)
+    memory beside the features. Double backward (create_graph) uses the PyTorch reference.
 
-    Degenerate rows: where :math:`\|G_i\|_2 \le` `eps`, as for features that are all zero, the row
-    of P is 0 and has no gradient. With N = 1 the loss is 0 unless one side's features are zero.
-    NaN or infinity in the features gives NaN.
-    In the kernels, so may vectors longer than 1e18: their squares leave float32.
+    If :math:`\|G_i\|_2 \le` `eps`, as for features that are all zero, the row of P is 0 and has no
+    gradient. With N = 1 the loss is 0 unless one side's features are zero. NaN or infinity in the
+    features gives NaN. In the kernels, vectors longer than 1e18 can also give NaN, because their
+    squares overflow float32.
 
     Args:
         student_features: (N, ...), float32, bfloat16, float16 (kernels), or float64 (reference).
             The only argument that gets a gradient.
-        teacher_features: (N, ...), of the same examples; its own other dimensions and dtype. Need
-            not be detached; to train the teacher too, see `fastkd.reference`.
-        reduction: "mean" over all N^2 entries, as the paper, or "sum".
-        eps: the largest norm of a row of G that has no direction, in [1e-18, 1e18].
+        teacher_features: (N, ...), of the same examples; other dimensions and dtype may differ.
+            Need not be detached; to train the teacher too, see `fastkd.reference`.
+        reduction: "mean" over all N^2 entries, as in the paper, or "sum".
+        eps: rows of G with a norm up to this count as zero; in [1e-18, 1e18].
 
     Returns:
-        The loss, 0-d: float32, or float64 if one of the features is.
+        The loss, 0-d: float32, or float64 if one of the features is float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit.
-        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is none.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is no kernel.
 
     References:
         Tung, Mori: Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv:1907.09682,
-        equations 1 to 4. (torchdistill 1.1 divides the rows by their sum of magnitudes instead.)
+        equations 1 to 4. (torchdistill 1.1 divides the rows by the sum of their magnitudes.)
 
     Example:
         >>> import torch, fastkd

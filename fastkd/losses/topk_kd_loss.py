@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft targets of a teacher that is known by K classes a row."""
+"""Soft targets of a teacher of which only K classes of each row are known."""
 
 from torch import Tensor
 
@@ -30,16 +30,17 @@ def topk_kd_loss(
     temperature_squared: bool = True,
     inplace: bool = False,
 ) -> Tensor:
-    r"""Distil a student from the K classes of each row that a teacher was cached by.
+    r"""Compute the distillation loss of a teacher of which K classes of each row are stored.
 
-    With :math:`p_c` of the teacher for the classes c in the row's I (K of them, or fewer),
-    :math:`r = \max(0, 1 - \sum_I p_c)` for all the others together, :math:`q = \mathrm{softmax}(s
-    / T)` of the student and :math:`\rho` its sum over the others, the loss of a row is
+    For a row, I is the set of its stored classes (K or fewer), :math:`p_c` is the teacher's
+    probability of class c in I, and :math:`r = \max(0, 1 - \sum_I p_c)` is that of all other
+    classes together, the bucket. :math:`q = \mathrm{softmax}(s / T)` is the student's probability,
+    and :math:`\rho` is its sum over the other classes. The loss of a row is
 
     .. math::
         \ell = \alpha \, T^2 \, D + (1 - \alpha) \, \mathrm{CE}(\mathrm{softmax}(s), y)
 
-    in nats, and :math:`\ell = T^2 \, D` without a target, where D is one of
+    in nats, and :math:`\ell = T^2 \, D` without a target. D is one of
 
     .. math::
         \texttt{bucket}: \; & \sum_I p_c \log (p_c / q_c) + r \log (r / \rho) \\
@@ -49,42 +50,45 @@ def topk_kd_loss(
         \texttt{renormalize}: \; & \sum_I \hat p_c \log (\hat p_c / \hat q_c),
                          \quad \hat q = q / \textstyle\sum_I q
 
-    "bucket" is the KL divergence of the K classes and of the bucket of all others: it is at most
-    that of all classes, equal to it where K = C, and its least value is where the student says
-    what the teacher said. "renormalize_teacher" teaches that the other classes have nothing, which
-    is far from true for small K or a high temperature; "renormalize" says nothing about them;
-    "truncate" may be negative, and pulls the others down by less than "renormalize_teacher".
+    "bucket" is the KL divergence between the K classes and the bucket of both sides. It is at most
+    the KL divergence of all classes, and equal to it if K = C. It is smallest if the student gives
+    the K classes and the bucket the probabilities of the teacher. "renormalize_teacher" sets the
+    probability of all other classes to 0. This is a poor approximation for small K or a high
+    temperature. "renormalize" ignores the other classes. "truncate" can be negative, and lowers the
+    other classes by less than "renormalize_teacher".
 
-    The other classes' sum is taken without the K, never by subtraction from 1, so the loss is
-    finite for logits thousands apart. Student classes at -inf are masked: one that the teacher
-    gives something makes the loss +inf, and where all others are masked the bucket holds nothing.
-    A row whose entries are all -inf gives a soft loss of 0; NaN gives NaN.
+    The student's sum over the other classes leaves out the K classes and is not a difference from
+    1, so the loss is finite for logits thousands apart. Student classes at -inf are masked. If the
+    teacher gives a masked class a probability, the loss is +inf. If all other classes are masked,
+    the bucket is empty. A row whose entries are all -inf gives a soft loss of 0. NaN gives NaN.
 
-    Arithmetic is float32 at least, whatever the logits' type. The gradient is computed together
-    with the loss, in one pass over the student's logits (on CUDA they are read twice, the second
-    time mostly from its cache); double backward (create_graph) runs through the PyTorch reference.
+    Arithmetic is float32 or better for every dtype of the logits. The gradient is computed together
+    with the loss, in one pass over the student's logits. (CUDA kernels read them twice, the second
+    time mostly from the cache.) Double backward (create_graph) uses the PyTorch reference.
 
     Args:
         student_logits: (..., C, ...) with the classes in `dim`; float32, bfloat16, float16
             (kernels), or float64 (reference). The only argument that gets a gradient.
-        teacher_values: (..., K, ...), the student's shape but for K in `dim`, its own dtype:
-            log-probabilities at the loss's temperature, as `topk_from_logits` makes them, or
-            logits. An entry of -inf names no class: it fills up rows that have fewer than K.
-        teacher_indices: the shape of `teacher_values`, int64, int32, int16, int8 or uint8: which
-            class each value is of, in any order, none twice in a row. int64 is not copied.
-            Probabilities that sum to more than 1 by more than rounding are not looked for: they
-            give what the formula gives, and float16 gradients may overflow.
+        teacher_values: (..., K, ...), the student's shape with K classes in `dim`; its dtype may
+            differ. They are log-probabilities at the temperature of the loss, as
+            `topk_from_logits` returns, or logits. An entry of -inf stores no class: it fills up
+            rows that have fewer than K.
+        teacher_indices: the class of each value: the shape of `teacher_values`, int64, int32,
+            int16, int8 or uint8. Any order is allowed, but no class may occur twice in a row. int64
+            is not copied. Probabilities with a sum above 1 are not checked: they give the value of
+            the formula, and float16 gradients may overflow.
         target: int64 class indices in [0, C), the logits' shape without `dim`. Rows whose target is
             `ignore_index` give loss 0 and gradient 0 in both terms, whatever they hold.
-        temperature: T, in [1e-6, 1e6]. Log-probabilities are not scaled by it: they have to be of
-            this temperature already.
-        alpha: weight of the distillation term, in [0, 1]; the hard term weighs 1 - alpha. Has no
-            effect without a target.
-        teacher_is: "log_probs" or "logits". K logits do not tell what all other classes have, so
-            they allow the two tails that renormalize, over p = softmax of the K logits over T.
+        temperature: T, in [1e-6, 1e6]. It does not scale log-probabilities, which must have this
+            temperature already.
+        alpha: weight of the distillation term, in [0, 1]. The weight of the hard term is 1 - alpha.
+            Has no effect without a target.
+        teacher_is: "log_probs" or "logits". K logits do not determine the probability of the
+            bucket. So they allow only the two tails that renormalize, with p = softmax of the K
+            logits over T.
         tail: "bucket", "renormalize", "renormalize_teacher" or "truncate", as above.
-        dim: the class dimension: -1 for (N, C) and (B, T, V), 1 for (N, C, H, W), which is copied
-            to rows first.
+        dim: the class dimension: -1 for (N, C) and (B, T, V), 1 for (N, C, H, W). Maps with the
+            classes in dimension 1 are copied to rows first.
         ignore_index: the target value of rows that do not count.
         label_smoothing: in [0, 1], of the hard term, as in torch.nn.functional.cross_entropy.
         sample_weight: non-negative weight of each row, the logits' shape without `dim`, any
@@ -97,26 +101,27 @@ def topk_kd_loss(
             `fastkd.kd_loss`.
 
     Returns:
-        The loss: float32, or float64 if the logits or the values are. Where no row counts it is 0
-        with a gradient of 0.
+        The loss: float32, or float64 if the logits or the values are float64. If no row counts, the
+        loss and its gradient are 0.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or values that do not fit; on the CPU also a class that a row
-            names twice, and a log-probability above 0.01 (what rounding to bfloat16 leaves).
-        IndexError: an index outside [0, C), or a target outside it that is not `ignore_index`, on
-            the CPU. On CUDA nothing waits for the device to look: such a row's loss and gradient
-            are NaN, as those of what raises ValueError on the CPU. Entries of tensor subclasses,
-            in transforms, and of float64 under torch.compile are not looked at either: torch's
-            own error, or a number that means nothing.
-        RuntimeError: CUDA refused a kernel, or has no room for it (its shared memory holds a bit a
-            class and 4 bytes an entry of a row: the 64 KiB of sm_75 leave some 7,700 entries at
-            262,144 classes), or FASTKD_REQUIRE_NATIVE=1 and there is none.
+        ValueError: shapes, devices or values that do not fit. On the CPU also a class that occurs
+            twice in a row, and a log-probability above 0.01, more than rounding to bfloat16 leaves.
+        IndexError: an index outside [0, C), or a target outside [0, C) that is not `ignore_index`,
+            on the CPU. On CUDA, an exception would force the CPU to wait for the GPU: the loss and
+            the gradient of the row are NaN, also for entries that raise ValueError on the CPU.
+            The entries are not checked in tensor subclasses, in transforms, or in float64 under
+            torch.compile. A wrong entry then raises an error of PyTorch's own or gives a wrong
+            loss.
+        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is no kernel. A
+            kernel needs one bit of shared memory per class and 4 bytes per entry of a row: the 64
+            KiB of sm_75 are enough for about 7,700 entries at 262,144 classes.
 
     References:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
-        What truncation and renormalization do to cached teachers: Anshumann et al.: Sparse Logit
-        Sampling, arXiv:2503.16870.
+        The effects of truncation and renormalization: Anshumann et al.: Sparse Logit Sampling,
+        arXiv:2503.16870.
 
     Example:
         >>> import torch, fastkd

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The losses in plain PyTorch, differentiable in every tensor, to any order.
 
-They are what the kernels are tested against and what runs where no kernel can. Use them where the
-teacher should learn too; they take the options of the function of the same name.
+The tests compare the kernels with these functions, and fastkd calls them if no kernel can serve.
+Call them to train the teacher too. Each takes the arguments of the function in `fastkd` with the
+same name.
 """
 
 from fastkd.reference.attention_transfer_loss import attention_transfer_loss

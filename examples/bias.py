@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The correction of a class that the student has never been shown.
 
-Such a student knows the class from the teacher's soft targets alone, but expects it rarely. Raising
-the class's bias mends this. Section 3 of arXiv:1503.02531 chose the bias by the test errors; here
-the validation images choose it, and the test images only tell how well.
+Such a student knows the class only from the teacher's soft targets and predicts it rarely. A larger
+bias of the class corrects this. Section 3 of arXiv:1503.02531 chose the bias by the test errors.
+Here, the validation images choose it, and the test images only measure the result.
 """
 
 import torch

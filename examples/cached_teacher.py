@@ -4,10 +4,10 @@
     python -m examples.cached_teacher
 
 The models predict the next byte of Python's own documentation, so nothing is downloaded. The
-teacher runs once over part of the text; the log-probabilities of its 20 most probable bytes go into
-a safetensors file. Students learn from the file with fastkd.topk_kd_loss, without labels and with
-no teacher in memory, by the first 1, 5 and 20 of them, with the rest of the mass in a bucket or
-renormalized away. Beside them stand a student of the whole teacher and one of the labels.
+teacher runs once over a part of the text, and a safetensors file keeps the log-probabilities of its
+20 most probable bytes. Students learn from the first 1, 5 or 20 of them with fastkd.topk_kd_loss,
+without labels and with no teacher in memory. The other bytes are one class, the bucket, or are
+dropped. For comparison, one student learns from the whole teacher and one from the labels.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of the cached teacher: what students reach by how many classes they are told."""
+"""The picture of the cached teacher: the results of the students, by the number of classes."""
 
 import statistics
 from collections.abc import Callable

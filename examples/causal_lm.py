@@ -3,10 +3,10 @@
 
     python -m examples.causal_lm
 
-Teacher and student are tiny Qwen2 models of transformers with random weights and the vocabularies
-of the real ones: 152,064 and 151,936 columns, which share their tokens and differ in their padding.
-They learn the bytes of Python's own documentation, so nothing is downloaded. Arguments have the
-names that TRL's trainers give them.
+Teacher and student are tiny Qwen2 models of transformers with random weights. They have the
+vocabulary sizes of the real models, 152,064 and 151,936 columns, which share their tokens and
+differ in their padding. The models learn the bytes of Python's own documentation, so nothing is
+downloaded. The arguments have the names of TRL's trainers.
 """
 
 import argparse

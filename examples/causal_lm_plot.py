@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of the distilled language model: what the students reach, step by step."""
+"""The picture of the distilled language model: the results of the students after each step."""
 
 from collections.abc import Callable
 from pathlib import Path

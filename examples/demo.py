@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distil a student on real data, and time the loss against eager PyTorch.
 
-Trains a teacher, a student on hard labels, and a student distilled with fastkd, for several seeds;
-repeats the experiment of Hinton et al. (arXiv:1503.02531) with a student that is never shown a 3.
+The demo trains a teacher, a student on hard labels, and a student distilled with fastkd, for
+several seeds. Then it repeats the experiment of Hinton et al. (arXiv:1503.02531) with a student
+that never sees a 3.
 """
 
 import argparse

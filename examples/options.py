@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line's options may be: types for argparse that name what they refuse."""
+"""Types of command line options for argparse, with messages that name the value they refuse."""
 
 import argparse
 import math

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained on which data. Chosen on validation images; test images had no say."""
+"""The networks and data sets. They were chosen on validation images, without the test images."""
 
 from dataclasses import dataclass
 

@@ -4,8 +4,9 @@
     python -m examples.relational
 
 A teacher learns an embedding of scikit-learn's digits with a triplet loss from all labels. Small
-students learn theirs with the triplet loss from labels, or with RKD from the teacher's embedding
-without (Park et al.: Relational Knowledge Distillation, arXiv:1904.05068, section 4.1).
+students learn their embeddings with the triplet loss from labels, or with RKD from the teacher's
+embedding, without labels (Park et al.: Relational Knowledge Distillation, arXiv:1904.05068,
+section 4.1).
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A text that every Python brings: nothing is downloaded."""
+"""A text that comes with every Python, so nothing is downloaded."""
 
 from pydoc_data.topics import topics
 

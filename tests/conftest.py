@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend fixture: every build of the kernels that this CPU can run."""
+"""Fixtures that serve the kernels' builds, and which tests run without --all."""
 
 import contextlib
+import gc
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # cases.py and tolerance.py, for all test files
+
+import quick_suite
 
 from fastkd import _backends, _native
 
@@ -26,6 +29,38 @@ EMULATOR_RUNS_HERE = (sys.platform, platform.machine()) == ("linux", "x86_64") a
     Path(__file__).parents[1] / "csrc"
 ).is_dir()
 NO_EMULATOR = "the emulator is built on x86-64 Linux, in the source tree"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run all tests, not the quick suite alone")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    suite = "all tests" if config.option.all else "the quick suite; --all runs every combination"
+    return f"fastkd: {suite}{'' if torch.cuda.is_available() else '; no GPU, so none on a GPU'}"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out whole files, unless they are named on the command line."""
+    left_out = () if config.option.all else quick_suite.ONLY_WITH_ALL
+    if not torch.cuda.is_available():
+        left_out = (*left_out, "test_cuda_device*.py")
+    return any(collection_path.match(pattern) for pattern in left_out) or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.all or any("::" in argument for argument in config.args):
+        return
+    runs = quick_suite.runs(items)
+    left_out = [item for item, run in zip(items, runs, strict=True) if not run]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item, run in zip(items, runs, strict=True) if run]
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was collected out of the garbage collector's way: tests of memory call it often."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.contextmanager

@@ -62,10 +62,11 @@ def test_the_original_code(where: Any, options: Any, shape: Shape, scale: float)
 def test_small_probabilities_in_many_classes(where: Any) -> None:
     student, teacher = 5 * torch.randn(2, 16, 32000)
     truth = value_and_grad(eager_dist_loss, student.double(), teacher.double())
+    plain = value_and_grad(eager_dist_loss, student, teacher)
     loss, grad = value_and_grad(where.dist_loss, student, teacher)
     assert relative_error(loss, truth[0]) < LOSS_FLOOR
-    # Where two large slopes of a class cancel, as in the original code (3e-5).
-    assert relative_error(grad, truth[1]) < 1e-5
+    # Two large slopes of a class cancel: the original code errs by 1e-5 to 3e-5.
+    assert_as_good(grad, plain[1], truth[1], GRAD_FLOOR, "gradient")
 
 
 @each_form

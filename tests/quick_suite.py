@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tests run without --all: every combination once, on one backend, by rotation.
+
+A fault of a kernel shows on any geometry, and a fault of a geometry in any dtype. Of tests that
+differ in nothing but the parameters listed in ROTATED, one runs. It is the one whose backend and
+dtype have met the other parameters least, so every case meets every backend in every dtype.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import pytest
+
+ROTATED = ("backend", "cpu_backend", "dtype", "dtypes", "order")
+
+# Whole files that run with --all only: programs and examples, each of which takes long.
+ONLY_WITH_ALL = (
+    "test_benchmark*.py",
+    "test_cuda_gates.py",
+    "test_demo.py",
+    "test_distributions.py",
+    "test_emulator.py",
+    "test_gpu_*.py",
+    "test_*_example.py",
+)
+
+Words = tuple[str, ...]  # parameters and their values, as in "dtype=torch.float32"
+Groups = Mapping[Words, Sequence[Words]]  # what is kept -> what varies
+
+
+def runs(items: Sequence[pytest.Item]) -> list[bool]:
+    """Whether each test runs in the quick suite."""
+    functions: dict[str, dict[Words, dict[Words, int]]] = {}
+    for place, item in enumerate(items):
+        kept, varied = _words(item, False), _words(item, True)
+        groups = functions.setdefault(item.nodeid.partition("[")[0], {})
+        while varied in groups.get(kept, ()):  # different values that read alike
+            kept = (*kept, "once more")
+        groups.setdefault(kept, {})[varied] = place
+    chosen = {
+        groups[kept][varied]
+        for groups in functions.values()
+        for kept, varied in rotate({kept: [*group] for kept, group in groups.items()})
+    }
+    slow = [item.get_closest_marker("slow") is not None for item in items]
+    return [place in chosen and not slow[place] for place in range(len(items))]
+
+
+def rotate(groups: Groups) -> Iterator[tuple[Words, Words]]:
+    """One variant of each group; with few groups more, so that every backend has its turn."""
+    variants = {word for group in groups.values() for varied in group for word in varied}
+    backends = sum("backend=" in word for word in variants)
+    each = max(1, math.ceil(backends / len(groups)))
+    met: Counter[tuple[str, str | Words]] = Counter()
+
+    def meetings(kept: Words, varied: Words) -> tuple[int, int, int]:
+        times = [met[word, part] for word in kept for part in varied]
+        whole = [met[word, varied] for word in ("", *kept)]
+        return -times.count(0), -whole.count(0), sum(times) + sum(whole)
+
+    for kept, group in groups.items():
+        left = [*group]
+        for _ in range(min(each, len(left))):
+            chosen = min(left, key=lambda varied: meetings(kept, varied))
+            left.remove(chosen)
+            met.update((word, part) for word in ("", *kept) for part in (*chosen, chosen))
+            yield kept, chosen
+
+
+def _words(item: pytest.Item, rotated: bool) -> Words:
+    """The parameters of a test that are rotated, or the others."""
+    call = getattr(item, "callspec", None)
+    parameters = {} if call is None else call.params
+    return tuple(f"{k}={v}" for k, v in parameters.items() if (k in ROTATED) == rotated)

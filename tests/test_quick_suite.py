@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quick suite leaves out no combination: what it has of each case, geometry and backend."""
+
+import itertools
+
+import pytest
+from quick_suite import Words, rotate
+from test_values import RUNS
+
+
+def groups_of_values(backends: int) -> dict[Words, list[Words]]:
+    """The runs of test_loss_and_gradient_match_float64, as the quick suite groups them."""
+    groups: dict[Words, list[Words]] = {}
+    for run, backend in itertools.product(RUNS, range(backends)):
+        case, geometry, dtype = map(str, run.values)
+        groups.setdefault((case, geometry), []).append((dtype, f"backend={backend}"))
+    return groups
+
+
+@pytest.mark.parametrize("backends", [1, 3, 4, 5])
+def test_every_case_and_geometry_runs_once_and_meets_all_it_can(backends: int) -> None:
+    groups = groups_of_values(backends)
+    chosen = [*rotate(groups)]
+    assert [kept for kept, _ in chosen] == [*groups]
+    for place, word in {(i, kept[i]) for kept in groups for i in (0, 1)}:
+        possible = {varied for kept in groups if kept[place] == word for varied in groups[kept]}
+        met = [varied for kept, varied in chosen if kept[place] == word]
+        for part in (0, 1):
+            available = {varied[part] for varied in possible}
+            seen = {varied[part] for varied in met}
+            # What runs often meets all; what runs a few times, all but one at least.
+            assert len(seen) >= min(len(available), len(met)) - 1, word
+            assert seen == available or len(met) < 2 * len(available), word
+        assert len({*met}) >= 0.75 * min(len(possible), len(met)), word
+
+
+@pytest.mark.parametrize("backends", [1, 4, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_backend_runs_each_function(count: int, backends: int) -> None:
+    group = [(f"backend={backend}",) for backend in range(backends)]
+    chosen = [*rotate({(f"case={number}",): group for number in range(count)})]
+    assert {varied for _, varied in chosen} == {*group}
+    assert len(chosen) == len({*chosen})
+
+
+def test_a_function_without_variants_runs_whole() -> None:
+    groups = {("case=1",): [()], ("case=2",): [()]}
+    assert [*rotate(groups)] == [(("case=1",), ()), (("case=2",), ())]

@@ -14,12 +14,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_tools import modules, tools
+from build_tools import modules, ninja_build, tools
 from fastkd._backends import cpu_capabilities
 
 ROOT = modules.ROOT
@@ -100,22 +100,43 @@ def main() -> int:
     unknown = sorted(set(wanted) - set(available))
     if unknown:
         parser.error(f"no {', '.join(unknown)}; there is {', '.join(available)}")
-    programs = {name: build(name, available[name]) for name in wanted}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    if not ninja_build.run(FOLDER, str(programs_file({name: available[name] for name in wanted}))):
+        raise SystemExit("the sanitizer build failed, see above")
+    print(f"built {len(wanted)} programs ({time.monotonic() - start:.0f} s)", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the programs run on one core each
-        passed = pool.map(passes, wanted, programs.values(), [available[name] for name in wanted])
+        passed = pool.map(passes, wanted, [available[name] for name in wanted])
         failed = [name for name, good in zip(wanted, passed, strict=True) if not good]
     print(f"sanitizers complain on {', '.join(failed) or 'nothing'}")
     return 1 if failed else 0
 
 
-def passes(name: str, program: Path, job: Job) -> bool:
+def programs_file(wanted: Mapping[str, Job]) -> ninja_build.NinjaFile:
+    """The build of all programs, so that no core waits while one of them compiles its last file."""
+    compiler = tools.find_compiler()
+    build = ninja_build.NinjaFile()
+    for name, job in wanted.items():
+        objects = [
+            build.compile(name, source, compiler, job.flags_of(source)) for source in job.sources
+        ]
+        build.link(program(name), objects, [*compiler, *job.link_flags, "-pthread"])
+    return build
+
+
+def program(name: str) -> Path:
+    """The program of a job."""
+    return FOLDER / name / "program"
+
+
+def passes(name: str, job: Job) -> bool:
     """Run one job and say how it went."""
     if job.runner and not shutil.which(job.runner[0]):
         print(f"{name:<14} FAILED: {job.runner[0]} is not installed")
         return False
     start = time.monotonic()
     done = subprocess.run(
-        [*job.runner, program, *job.arguments],
+        [*job.runner, program(name), *job.arguments],
         env={**os.environ, **dict(job.environment)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -128,33 +149,6 @@ def passes(name: str, program: Path, job: Job) -> bool:
     if done.returncode:
         print(done.stdout)
     return done.returncode == 0
-
-
-def build(name: str, job: Job) -> Path:
-    """Compile the sources side by side and link them."""
-    start = time.monotonic()
-    compiler = tools.find_compiler()
-    folder = FOLDER / name
-    folder.mkdir(parents=True, exist_ok=True)
-    objects = [folder / f"{source.replace('/', '-')}.o" for source in job.sources]
-
-    def commands() -> Iterator[Sequence[str | Path]]:
-        for source, compiled in zip(job.sources, objects, strict=True):
-            yield [*compiler, *job.flags_of(source), "-c", source, "-o", compiled]
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(run, commands()):
-            pass
-    run([*compiler, *job.link_flags, "-pthread", *objects, "-o", folder / "program"])
-    print(f"{name:<14} built ({time.monotonic() - start:.0f} s)", flush=True)
-    return folder / "program"
-
-
-def run(command: Sequence[str | Path]) -> None:
-    """Run a compiler."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the sanitizer build failed:\n{done.stdout}{done.stderr}")
 
 
 if __name__ == "__main__":

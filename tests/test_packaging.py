@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -80,6 +81,22 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
+def run_without_reader(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run with the output into a pipe that nobody reads any more, as behind `| head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+
+
 def capability_in_use(wanted: str) -> subprocess.CompletedProcess[str]:
     script = "import fastkd; print(fastkd.info()['cpu'])"
     return run_python("-c", script, FASTKD_CPU_CAPABILITY=wanted)
@@ -120,10 +137,31 @@ def test_unknown_capability_is_an_error_that_lists_the_builds() -> None:
     )
 
 
-def test_info_command_prints_every_fact() -> None:
-    done = run_python("-m", "fastkd", "info")
+@pytest.mark.parametrize("words", [[], ["info"]], ids=["no command", "info"])
+def test_the_command_line_prints_every_fact(words: list[str]) -> None:
+    done = run_python("-m", "fastkd", *words)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(fastkd.info())
+
+
+def test_the_command_line_tells_the_version() -> None:
+    done = run_python("-m", "fastkd", "--version")
+    assert (done.returncode, done.stdout) == (0, f"fastkd {fastkd.__version__}\n"), done.stderr
+
+
+def test_the_command_line_names_what_it_has_instead_of_an_unknown_command() -> None:
+    done = run_python("-m", "fastkd", "inof")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        "python -m fastkd: error: there is no command 'inof', did you mean info?"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
+@pytest.mark.parametrize("word", ["info", "--help"])
+def test_the_command_line_is_silent_when_its_reader_has_left(word: str) -> None:
+    done = run_without_reader("-m", "fastkd", word)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
 
 
 def test_version_is_the_installed_one() -> None:

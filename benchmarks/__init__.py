@@ -18,6 +18,8 @@ gpu_check.py (the command on a GPU: steps in processes of their own, commands.py
          -> peers.py        other packages' losses, where they are installed
     -> gpu_summary.py  the last lines
 
+command_line.py    how these commands, and those of examples/, end
+
 The rows come from the lists that drive the tests, tests/cases.py, and of losses without a kernel,
 tests/torch_cases.py; README.md tells what is measured.
 """

@@ -19,6 +19,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import fastkd
 from benchmarks import ROOT, gpu_facts, machine
+from benchmarks.command_line import exit_with
 from benchmarks.gpu_measure import (
     DeviceLostError,
     Meters,
@@ -188,4 +189,4 @@ def filled(results: Results, journal: GpuJournal, jobs: Sequence[Job]) -> Result
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

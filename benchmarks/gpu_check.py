@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.command_line import exit_with
 from benchmarks.commands import Outcome, Step, run_steps
 from benchmarks.gpu_facts import find_nvcc, slug
 from benchmarks.gpu_summary import print_summary, status
@@ -215,4 +216,4 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -7,7 +7,6 @@ measures again what other work disturbed.
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import ROOT, machine
+from benchmarks.command_line import exit_with
 from benchmarks.journal import Journal
 from benchmarks.mapped import is_wanted, measure_mapped
 from benchmarks.measure import Job, Progress, find_jobs, measure
@@ -226,4 +226,4 @@ def _shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -20,6 +20,7 @@ from typing import get_args
 
 from tqdm import tqdm
 
+from benchmarks.command_line import exit_with
 from examples import report
 from examples.cached_teacher_experiment import (
     BYTES,
@@ -155,4 +156,4 @@ def table(results: Results) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

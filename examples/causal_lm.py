@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.command_line import exit_with
 from examples import report
 from examples.causal_lm_experiment import (
     FROM_LABELS,
@@ -142,4 +143,4 @@ def _parser(defaults: Settings) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

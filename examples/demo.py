@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.command_line import exit_with
 from benchmarks.machine import OtherWork
 from examples import data, report
 from examples.experiment import OMITTED_DIGIT, STAGES, SeedResult, Settings, run_seed
@@ -98,4 +99,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.command_line import exit_with
 from examples import data, report
 from examples.options import count
 from examples.recipes import RELATIONAL, RKD_LEARNING_RATE, Network, Recipe
@@ -158,4 +159,4 @@ def _parser(recipe: Recipe) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

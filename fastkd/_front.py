@@ -43,8 +43,10 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 def choose_path(student: Tensor, teacher: Tensor, *others: Tensor | None) -> Path:
     """The way of a call with these checked arguments."""
     if torch.compiler.is_compiling():
+        from fastkd._compiling import is_served  # noqa: PLC0415 - it imports torch._dynamo
+
         served = _has_kernel(student, teacher) and student.device.type in ("cpu", "cuda")
-        return "compiled" if served and _is_served(student.get_device()) else "reference"
+        return "compiled" if served and is_served(student.get_device()) else "reference"
     if in_transform() or not _has_kernel(student, teacher):
         return "reference"
     if type(student) in _PLAIN_TYPES and student.is_cuda:
@@ -58,11 +60,6 @@ def choose_path(student: Tensor, teacher: Tensor, *others: Tensor | None) -> Pat
 @functools.cache
 def _cuda_key_sets() -> frozenset[int]:
     return _plain_key_sets("cuda")
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_served(device: int) -> bool:
-    return _backends.module_for(device) is not None
 
 
 def is_ordinary_call(inputs: KDLossInputs, dim: int) -> bool:

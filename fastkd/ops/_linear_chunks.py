@@ -7,6 +7,7 @@ the reduction's factor is put on in backward, together with grad_loss.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -214,7 +215,16 @@ def _rows(logits: Tensor, part: slice) -> Tensor:
         return logits.view(-1, logits.shape[-1])[part]
     except RuntimeError:  # a shifted or transposed sequence: only the chunk is copied
         places = torch.arange(part.start, part.stop, device=logits.device)
-        return logits[torch.unravel_index(places, logits.shape[:-1])]
+        return logits[_unravel(places, logits.shape[:-1])]
+
+
+def _unravel(places: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """torch.unravel_index, which would import sympy: half a second at the first call."""
+    indices = []
+    for size in reversed(shape):
+        indices.append(places % size)
+        places = places // size
+    return tuple(reversed(indices))
 
 
 def _differentiate(

@@ -12,13 +12,14 @@ from fastkd._validation import (
     check_num_items,
     check_sample_weight,
     check_target,
+    has_autocast,
 )
 
 
 def check_linear_kd_loss(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> None:
     """Check types, dtypes, shapes and devices of a call."""
     hidden = inputs.student_hidden
-    _check_layer("student", *inputs.student, hidden)
+    _check_layer("student", *inputs.of_student(), hidden)
     name, shape, teacher_classes = _check_teacher(inputs, options)
     rows, classes = hidden.shape[:-1], inputs.student_weight.shape[0]
     if teacher_classes is None:  # of a top-k teacher nobody knows
@@ -136,12 +137,13 @@ def _check_layer(
             f"{FUNCTION}: {side}_bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
         )
     dtypes = [str(tensor.dtype) for tensor in layer.values()]
-    if len(set(dtypes)) > 1 and not _autocasts(hidden.device.type):
+    if len(set(dtypes)) > 1 and not autocasts(hidden.device):
         raise TypeError(
             f"{FUNCTION}: {', '.join(layer)} must have one dtype outside of autocast, "
             f"got {', '.join(dtypes)}"
         )
 
 
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def autocasts(device: torch.device) -> bool:
+    """Whether torch.autocast is on."""
+    return has_autocast(device) and torch.is_autocast_enabled(device.type)

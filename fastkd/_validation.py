@@ -246,3 +246,9 @@ def check_device(function: str, name: str, value: Tensor, student: Tensor) -> No
 def without(of_dimensions: tuple[T, ...], dim: int) -> tuple[T, ...]:
     """What belongs to the dimensions, but for one: sizes, slices."""
     return of_dimensions[:dim] + of_dimensions[dim + 1 :]
+
+
+def has_autocast(device: torch.device) -> bool:
+    """Whether torch.autocast takes tensors of a device."""
+    # Known of two: the compiler of torch 2.10 does not trace the question.
+    return device.type in ("cpu", "cuda") or torch.amp.is_autocast_available(device.type)

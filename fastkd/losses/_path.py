@@ -50,7 +50,7 @@ def call_on_rows(
     in_plain_python = not torch.compiler.is_compiling()
     if options.inplace and in_plain_python:
         check_not_leaf(options.function, inputs.student)
-    path = _front.choose_path(inputs.student, *inputs.constants)
+    path = _front.choose_path(inputs.student, *inputs.constants())
     if path == "reference" and in_plain_python and not _front.in_transform():
         classes = inputs.student.shape[options.dim]
         check_values(options.function, inputs.target, inputs.num_items, classes, options)

@@ -261,4 +261,4 @@ def _call(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor:
 def _constant(inputs: LinearKDLossInputs) -> LinearKDLossInputs:
     """The same with a gradient for the student only."""
     others = (constant(x) if isinstance(x, Tensor) else x for x in inputs[3:])
-    return LinearKDLossInputs(*inputs.student, *others)  # type: ignore[arg-type]
+    return LinearKDLossInputs(*inputs.of_student(), *others)  # type: ignore[arg-type]

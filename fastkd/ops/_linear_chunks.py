@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastkd import _front
 from fastkd._linear_options import FUNCTION, LinearKDLossInputs, LinearKDLossOptions
+from fastkd._linear_validation import autocasts
 from fastkd._options import KDLossInputs, KDLossOptions, TopKKDLossOptions
 from fastkd._reduction import reduce_total
 from fastkd._validation import settled_num_items
@@ -63,10 +64,9 @@ def _layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dty
 
 def product_dtype(hidden: Tensor) -> torch.dtype:
     """What a linear layer computes in."""
-    device = hidden.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not autocasts(hidden.device) or hidden.dtype == torch.float64:
         return hidden.dtype
-    return hidden.dtype if hidden.dtype == torch.float64 else torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(hidden.device.type)
 
 
 class _Rows(NamedTuple):
@@ -136,7 +136,7 @@ def run(
     row_scale: Tensor | None = None,
 ) -> Result:
     """The loss, and the wanted gradients of the sum of the row losses (times `row_scale`)."""
-    student = _layer(*inputs.student, dtypes[0])
+    student = _layer(*inputs.of_student(), dtypes[0])
     rows = _rows_of(inputs, options)
     count = len(student.hidden)
     step = min(_chunk_rows(student.weight, options.chunk_rows), max(count, 1))
@@ -231,7 +231,7 @@ def _differentiate(
     inputs: KDLossInputs, options: KDLossOptions | TopKKDLossOptions, with_grad: bool
 ) -> ChunkResult:
     """Loss and gradient of a chunk's logits, whose memory the gradient takes where a kernel can."""
-    path = _front.choose_path(inputs.student, *inputs.constants)
+    path = _front.choose_path(inputs.student, *inputs.constants())
     leaf = inputs.student.detach().requires_grad_(with_grad)
     with torch.set_grad_enabled(with_grad):
         if isinstance(options, TopKKDLossOptions):

@@ -61,7 +61,7 @@ def _eager(loss: RowLoss, forward: Forward) -> Path:
         ctx.save_for_backward(grad, unscale, None if options.inplace else inputs.student)
         # Only double backward needs the rest. It is not saved: a teacher may come from
         # inference_mode, or its buffer may be written again before backward.
-        ctx.constants = inputs[1:], versions_of(inputs.constants)
+        ctx.constants = inputs[1:], versions_of(inputs.constants())
         ctx.options = options
         return value
 
@@ -108,7 +108,7 @@ def _differentiable(
     inputs = KDLossInputs(student, *others)
     told = loss.teacher if inputs.indices is None else f"{loss.teacher}, teacher_indices"
     names = f"{told}, target or sample_weight"
-    check_unchanged(loss.function, names, inputs.constants, versions)
+    check_unchanged(loss.function, names, inputs.constants(), versions)
     return _of_reference(loss, inputs, options, grad_loss)
 
 

@@ -84,7 +84,7 @@ def _finished(
 ) -> list[Tensor | None]:
     """Gradients of the loss, in the arguments' dtypes and shapes."""
     finished: list[Tensor | None] = []
-    for grad, of in zip(grads, inputs.student, strict=True):
+    for grad, of in zip(grads, inputs.of_student(), strict=True):
         if grad is None or of is None:
             finished.append(None)
             continue
@@ -105,10 +105,10 @@ def _of_reference(
     """The gradients through plain PyTorch, differentiable themselves where asked."""
     constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in inputs[6:]]
     with without_autocast(inputs.student_hidden.device), torch.enable_grad():
-        student: list[Any] = [None if x is None else x.to(dtypes[0]) for x in inputs.student]
+        student: list[Any] = [None if x is None else x.to(dtypes[0]) for x in inputs.of_student()]
         teacher = [None if x is None else x.detach().to(dtypes[1]) for x in inputs[3:6]]
         loss = evaluate(LinearKDLossInputs(*student, *teacher, *constants), options)
-    of: Any = [tensor for tensor, want in zip(inputs.student, wanted, strict=True) if want]
+    of: Any = [tensor for tensor, want in zip(inputs.of_student(), wanted, strict=True) if want]
     differentiable = torch.is_grad_enabled()
     grads = torch.autograd.grad(loss, of, grad_loss.to(loss.dtype), create_graph=differentiable)
     left = iter(grads)
@@ -122,9 +122,9 @@ def eager(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor:
     """The loss of plain tensors outside of transforms and traces."""
     if isinstance(inputs.num_items, Tensor):  # read now: it may change before backward
         inputs = inputs._replace(num_items=inputs.num_items.detach().clone())
-    wanted = any(tensor is not None and tensor.requires_grad for tensor in inputs.student)
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in inputs.of_student())
     if wanted and torch.is_grad_enabled():
-        loss: Tensor = _apply(*inputs.student, tuple(inputs[3:]), options)
+        loss: Tensor = _apply(*inputs.of_student(), tuple(inputs[3:]), options)
         return loss
     with torch.no_grad(), without_autocast(inputs.student_hidden.device):
         return run(inputs, options, product_dtypes(inputs), NONE_WANTED).loss
@@ -199,7 +199,7 @@ def linear_kd_loss_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, 
 @linear_kd_loss_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs, _, wanted = _unpack(arguments)
-    hidden, weight, _bias = inputs.student
+    hidden, weight, _bias = inputs.of_student()
     told = (inputs.teacher_hidden, inputs.teacher_logits, inputs.teacher_values)
     (teacher,) = (tensor for tensor in told if tensor is not None)
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -242,7 +242,7 @@ linear_kd_loss_op.register_autograd(_op_backward, setup_context=_save_for_op_bac
 def compiled(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor:
     """The path of torch.compile and torch.export: the registered op."""
     hidden = inputs.student_hidden
-    student = [None if x is None else x.to(product_dtype(hidden)) for x in inputs.student]
+    student = [None if x is None else x.to(product_dtype(hidden)) for x in inputs.of_student()]
     teacher: tuple[Tensor | None, ...] = inputs[3:6]
     if inputs.teacher_hidden is not None:
         dtype = product_dtype(inputs.teacher_hidden)
@@ -253,7 +253,9 @@ def compiled(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor
             num_items = num_items.to(hidden.device, torch.float64)
         else:  # torch.full keeps a symbol, as_tensor would compile anew for every value
             num_items = torch.full((), num_items, dtype=torch.float64, device=hidden.device)
-    wanted = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in inputs.student]
+    wanted = [
+        x is not None and x.requires_grad and torch.is_grad_enabled() for x in inputs.of_student()
+    ]
     loss: Tensor
     loss, *_ = linear_kd_loss_op(
         *student,

@@ -7,6 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
+from fastkd._validation import has_autocast
+
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     """All in the widest of their types, float32 at least."""
@@ -29,6 +31,6 @@ def kept(constant: Tensor) -> Tensor:
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Where products keep their operands' type, which autocast would halve."""
-    if not torch.amp.is_autocast_available(device.type):
+    if not has_autocast(device):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)

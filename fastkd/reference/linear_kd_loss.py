@@ -70,7 +70,7 @@ def linear_kd_loss(
 
 def evaluate(inputs: LinearKDLossInputs, options: LinearKDLossOptions) -> Tensor:
     """The formula itself, on checked arguments."""
-    student = _logits(*inputs.student, options.logit_softcap)
+    student = _logits(*inputs.of_student(), options.logit_softcap)
     rest = inputs.target, inputs.sample_weight, inputs.num_items
     if inputs.teacher_values is not None:
         of_topk = KDLossInputs(student, inputs.teacher_values, *rest, inputs.teacher_indices)

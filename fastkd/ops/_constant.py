@@ -13,9 +13,11 @@ def constant(tensor: Tensor) -> Tensor:
     through this copy.
     """
     tensor = tensor.detach()
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not torch.compiler.is_compiling():
         return tensor
-    return _copy(tensor) if torch.is_grad_enabled() else tensor
+    from fastkd._compiling import is_exporting  # noqa: PLC0415 - it imports torch._dynamo
+
+    return _copy(tensor) if torch.is_grad_enabled() and not is_exporting() else tensor
 
 
 @torch.library.custom_op("fastkd::copy", mutates_args=())

@@ -38,6 +38,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 import zipfile
@@ -125,6 +126,8 @@ print(json.dumps({{"archs": module.archs}}))
 
 def main() -> int:
     """Run the command line."""
+    if hasattr(signal, "SIGPIPE"):  # Windows has none
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it without a word
     parser = argparse.ArgumentParser(
         prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -290,7 +293,7 @@ def cores() -> int:
 def test(python: Path, arguments: Sequence[str]) -> int:
     """Run the tests on every core; those of one item in this process, for debuggers."""
     suite = "all" if wants_all("test", arguments) else "quick"
-    if not {*arguments} - {"--all"}:
+    if not any(word in ("-k", "-m") or not word.startswith("-") for word in arguments):
         say(f"the {suite} tests take {duration(SECONDS_OF_TESTS[suite])}")
     parallel = ["-n", str(cores()), "--dist", "worksteal", "--timeout", "600"]
     own = any(re.match(r"-n|--pdb|--numprocesses|.*::", argument) for argument in arguments)

@@ -22,7 +22,6 @@ Environment variables:
 """
 
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -54,17 +53,9 @@ class NinjaBuild(build_ext):
                 for name in native.usable([*named])
             }
             self.extensions = [named[name] for name in outputs]  # what setuptools copies
-            self.tidy(outputs.values())
             native.compile_modules(outputs)
         except native.BuildError as error:
             raise CompileError(str(error)) from error
-
-    def tidy(self, outputs: Collection[Path]) -> None:
-        """Take out the modules of an earlier build: a wheel would have them."""
-        package = Path(self.build_lib).resolve() / "fastkd"
-        package.mkdir(parents=True, exist_ok=True)
-        for leftover in {*package.glob("_cpu_*"), *package.glob("_cuda*.so")} - {*outputs}:
-            leftover.unlink()
 
 
 if __name__ == "__main__":

@@ -60,7 +60,12 @@ def usable(names: Sequence[str]) -> Iterator[str]:
 
 
 def compile_modules(outputs: Mapping[str, Path]) -> None:
-    """Compile modules, each into its file."""
+    """Compile modules, each into its file; no older module stays beside them."""
+    for output in outputs.values():
+        _, dot, suffix = output.name.partition(".")
+        for left_over in output.parent.glob(f"_c*{dot}{suffix}"):
+            if left_over not in outputs.values():
+                left_over.unlink()
     FOLDER.mkdir(parents=True, exist_ok=True)
     compiler = tools.find_compiler()
     built = {modules.module(name, compiler): output for name, output in outputs.items()}

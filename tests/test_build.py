@@ -247,3 +247,18 @@ def test_emulator_never_gets_into_a_wheel(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "FASTKD_EMULATOR=1 is for editable installs, not for wheels" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_older_module_stays_beside_new_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ninja_build, "run", lambda folder, text: True)
+    monkeypatch.setattr(native, "FOLDER", tmp_path / "build")
+    for name in ("_cpu_base.py311.so", "_cuda_emulated.py311.so", "_cpu_base.py312.so", "_core.py"):
+        (tmp_path / name).touch()
+    native.compile_modules({"_cpu_base": tmp_path / "_cpu_base.py311.so"})
+    assert sorted(path.name for path in tmp_path.glob("_*")) == [
+        "_core.py",
+        "_cpu_base.py311.so",
+        "_cpu_base.py312.so",
+    ]

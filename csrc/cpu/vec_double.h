@@ -151,9 +151,9 @@ inline DoubleVec max(DoubleVec a, DoubleVec b) {
 }
 inline DoubleVec sqrt(DoubleVec x) {
   return each_double([&](int i) {
-    NativeDouble out;
-    for (int k = 0; k < kNativeDoubles; ++k) out[k] = ::sqrt(x.part[i][k]);
-    return out;
+    NativeDouble roots{};
+    for (int k = 0; k < kNativeDoubles; ++k) roots[k] = ::sqrt(x.part[i][k]);
+    return roots;
   });
 }
 inline DoubleVec at_least(DoubleVec bound, DoubleVec x) {

@@ -31,7 +31,7 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # build front ends leave it out
 
-from build_tools import native, tools  # noqa: E402 - found by the line above
+from build_tools import metadata, native, tools  # noqa: E402 - found by the line above
 
 
 class NinjaBuild(build_ext):
@@ -59,7 +59,11 @@ class NinjaBuild(build_ext):
 
 
 if __name__ == "__main__":
+    names = native.wished_for()
     setup(
-        ext_modules=[Extension(f"fastkd.{name}", []) for name in native.wished_for()],
+        ext_modules=[Extension(f"fastkd.{name}", []) for name in names],
         cmdclass={"build_ext": NinjaBuild},
+        license_expression=metadata.license_expression(names),
+        long_description=metadata.long_description(),
+        long_description_content_type="text/markdown",
     )

@@ -18,7 +18,6 @@ from fastkd import _backends
 
 PACKAGE = Path(fastkd.__file__).parent
 MODULES = sorted(PACKAGE.glob("_c*.so"))
-SETUP = Path(__file__).parents[1] / "setup.py"
 # The last three are part of libc since glibc 2.34.
 SYSTEM_LIBRARIES = re.compile(
     r"(libstdc\+\+|libm|libgcc_s|libc|ld-linux[\w-]*|libdl|librt|libpthread)\.so\.\d+"
@@ -26,7 +25,9 @@ SYSTEM_LIBRARIES = re.compile(
 DYNSYM, DYNAMIC = 11, 6  # section types, System V ABI
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
-in_source_tree = pytest.mark.skipif(not SETUP.exists(), reason="setup.py is not beside the tests")
+of_a_wheel = pytest.mark.skipif(
+    (PACKAGE.parent / "setup.py").exists(), reason="fastkd is the source tree's"
+)
 
 
 class Elf:
@@ -185,6 +186,19 @@ def test_cuda_module_imports_without_a_driver_and_says_so() -> None:
         assert problem == "there is no NVIDIA driver"
 
 
-@pytest.mark.skipif((PACKAGE.parent / "setup.py").exists(), reason="fastkd is the source tree's")
+@of_a_wheel
 def test_wheel_has_no_emulator() -> None:
     assert [path.name for path in MODULES if "emulated" in path.name] == []
+
+
+@of_a_wheel
+def test_wheel_has_notices_of_what_is_compiled_in() -> None:
+    parts = ["Apache-2.0"]
+    parts += ["BSD-3-Clause"] if MODULES else []
+    parts += ["LicenseRef-NVIDIA-Proprietary"] if sorted(PACKAGE.glob("_cuda.*")) else []
+    distribution = importlib.metadata.distribution("fastkd")
+    assert distribution.metadata["License-Expression"] == " AND ".join(parts)
+    notices = distribution.read_text("licenses/THIRD_PARTY_NOTICES.md")
+    assert notices is not None
+    assert "Wenzel Jakob" in notices
+    assert "docs.nvidia.com/cuda/eula" in notices

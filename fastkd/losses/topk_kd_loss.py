@@ -52,8 +52,8 @@ def topk_kd_loss(
 
     "bucket" is the KL divergence over K + 1 classes, the K classes and the bucket. It is at most
     the KL divergence over all classes, and equal to it if K = C. It is smallest if the student
-    gives the K classes and the bucket the probabilities of the teacher. "renormalize_teacher" sets the
-    probability of all other classes to 0. This is a poor approximation for small K or a high
+    gives the K classes and the bucket the probabilities of the teacher. "renormalize_teacher" sets
+    the probability of all other classes to 0. This is a poor approximation for small K or a high
     temperature. "renormalize" ignores the other classes. "truncate" can be negative, and lowers the
     other classes by less than "renormalize_teacher".
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from build_tools import modules, ninja_build, tools
@@ -51,7 +51,7 @@ class Job:
 
 def jobs() -> dict[str, Job]:
     """All jobs that this machine can run."""
-    found = {
+    programs = {
         f"cpu-{isa}": Job(
             modules.sources("csrc/tests/sanitize_cpu.cpp", "csrc/cpu/*.cpp"),
             (*modules.FLAGS, *modules.ISA_FLAGS[isa], *DEBUG, *ASAN),
@@ -60,8 +60,8 @@ def jobs() -> dict[str, Job]:
         for isa in cpu_capabilities()
     }
     if (sys.platform, platform.machine()) == ("linux", "x86_64"):
-        found |= cuda_jobs()
-    return found
+        return {**cuda_jobs(), **programs}  # those that run longest first
+    return programs
 
 
 def cuda_jobs() -> dict[str, Job]:
@@ -71,6 +71,12 @@ def cuda_jobs() -> dict[str, Job]:
     brief = ("brief",)
     return {
         "cuda-asan": Job(sources, (*common, *ASAN), ASAN),
+        "cuda-valgrind": Job(
+            sources,
+            (*common, "-DFASTKD_VALGRIND"),
+            runner=("valgrind", "--quiet", "--error-exitcode=9"),
+            arguments=brief,
+        ),
         "cuda-tsan": Job(
             sources,
             (*common, *TSAN),
@@ -78,12 +84,6 @@ def cuda_jobs() -> dict[str, Job]:
             emulator_flags=UNSEEN_BY_TSAN,
             arguments=brief,
             environment=(("TSAN_OPTIONS", "halt_on_error=1:atexit_sleep_ms=0"),),
-        ),
-        "cuda-valgrind": Job(
-            sources,
-            (*common, "-DFASTKD_VALGRIND"),
-            runner=("valgrind", "--quiet", "--error-exitcode=9"),
-            arguments=brief,
         ),
     }
 
@@ -96,10 +96,14 @@ def main() -> int:
     )  # fmt: skip
     available = jobs()
     parser.add_argument("jobs", nargs="*", help=f"of {', '.join(available)}")
-    wanted = parser.parse_args().jobs or list(available)
+    parser.add_argument("--all", action="store_true", help="cuda-asan in all orders of threads")
+    given = parser.parse_args()
+    wanted = given.jobs or list(available)
     unknown = sorted(set(wanted) - set(available))
     if unknown:
         parser.error(f"no {', '.join(unknown)}; there is {', '.join(available)}")
+    if given.all and "cuda-asan" in available:
+        available["cuda-asan"] = replace(available["cuda-asan"], arguments=("all",))
     FOLDER.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     if not ninja_build.run(FOLDER, str(programs_file({name: available[name] for name in wanted}))):

@@ -19,8 +19,6 @@ ONLY_WITH_ALL = (
     "test_benchmark*.py",
     "test_cuda_gates.py",
     "test_demo.py",
-    "test_distributions.py",
-    "test_emulator.py",
     "test_gpu_*.py",
     "test_*_example.py",
 )

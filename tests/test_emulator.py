@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "tests" / "emulator"
 EMULATOR = sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))
@@ -105,7 +103,13 @@ def addresses_can_be_fixed() -> bool:
     return shutil.which("setarch") is not None and run(["setarch", "-R", "true"]).returncode == 0
 
 
-@pytest.fixture(scope="module", params=list(JOBS))
+@pytest.fixture(
+    scope="module",
+    params=[
+        "plain",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in JOBS if name != "plain"),
+    ],
+)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         pytest.skip("the emulator's fibers are written for x86-64 Linux")

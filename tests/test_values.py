@@ -15,7 +15,7 @@ from cases import (
     LossCase,
 )
 from linear_cases import LINEAR_CASES
-from tolerance import GRAD_FLOOR, HALF_UNIT, LOSS_FLOOR, assert_as_good
+from tolerance import GRAD_FLOOR, HALF_UNIT, LOSS_FLOOR, relative_error
 from torch import Tensor
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -40,24 +40,45 @@ def value_and_grad(
     return loss.detach(), *grads
 
 
+# How an error of rounding falls is luck. In reverse KL of 7 x 100 logits plain PyTorch errs by
+# 1.7e-7 of the largest gradient, and by 1.1e-6 and 1.8e-6 if all logits are 1e-6 larger or smaller.
+NUDGES = (1.0, 1 + 1e-6, 1 - 1e-6)
+
+
 def assert_matches_truth(
     case: LossCase,
     inputs: Inputs,
     factors: tuple[float, ...] = POWERS,
     grad_floor: float | None = None,
 ) -> None:
-    """Loss and gradients of the kernel against float64."""
+    """Loss and gradients against float64: a kernel may err twice as much as plain PyTorch."""
     if grad_floor is None:
         twice = case.sums_products and inputs.tensors[0].dtype == BF16
         grad_floor = GRAD_FLOOR + (HALF_UNIT[BF16] if twice else 0)
     loss, *grads = value_and_grad(case, inputs, False, factors)
-    plain_loss, *plain_grads = value_and_grad(case, inputs, True, factors)
-    true_loss, *true_grads = value_and_grad(case, inputs.to(torch.float64), True, factors)
+    truth = value_and_grad(case, inputs.to(torch.float64), True, factors)
     assert loss.dtype == F32
     assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in inputs.leaves]
-    assert_as_good(loss, plain_loss, true_loss, LOSS_FLOOR, "loss")
-    for number, of in enumerate(zip(grads, plain_grads, true_grads, strict=True), 1):
-        assert_as_good(*of, grad_floor, f"gradient {number}")
+    assert [value.shape for value in (loss, *grads)] == [true.shape for true in truth]
+    errors = [relative_error(*of) for of in zip((loss, *grads), truth, strict=True)]
+    floors = [LOSS_FLOOR, *(grad_floor for _ in grads)]
+    plain_errors = [0.0 for _ in errors]
+    for nudge in NUDGES:  # the first is enough, as a rule
+        plain_errors = [*map(max, plain_errors, errors_of_plain(case, inputs, nudge, factors))]
+        allowed = [2 * plain + floor for plain, floor in zip(plain_errors, floors, strict=True)]
+        if all(error <= most for error, most in zip(errors, allowed, strict=True)):
+            return
+    raise AssertionError(f"errors of the loss and its gradients {errors} are above {allowed}")
+
+
+def errors_of_plain(
+    case: LossCase, inputs: Inputs, nudge: float, factors: tuple[float, ...]
+) -> list[float]:
+    """What plain PyTorch errs by for inputs times a number near 1."""
+    nudged = inputs.map(lambda tensor: tensor * nudge if tensor.is_floating_point() else tensor)
+    plain = value_and_grad(case, nudged, True, factors)
+    truth = value_and_grad(case, nudged.to(torch.float64), True, factors)
+    return [relative_error(*pair) for pair in zip(plain, truth, strict=True)]
 
 
 # Every dtype of the student (a kernel of kd_loss reads each in its own way); the relational kernels

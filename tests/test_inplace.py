@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fastkd
 from benchmarks.memory import peak_tensor_bytes
+from fastkd.ops._row_kernel import scale, scaled
 
 S, T = torch.randn(2, 8, 100)
 
@@ -100,6 +101,25 @@ def test_extra_memory_is_that_of_rows(backend: str, dtype: torch.dtype, factor: 
         torch.autograd.grad(loss * factor, logits)
 
     assert peak_tensor_bytes(call) <= 16 * 512 + 4096
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("start", [0, 1, 3])
+@pytest.mark.parametrize("rows", ["one", "dense", "apart"])
+def test_a_gradient_at_any_address_is_scaled_in_place(
+    backend: str, dtype: torch.dtype, start: int, rows: str
+) -> None:
+    whole = torch.randn(3, 9001).to(dtype)  # more than a block takes
+    before = whole.clone()
+    grads = {"one": whole[1:2, start:-2], "apart": whole[:, start:-2]}
+    grad = grads.get(rows, whole.flatten()[start : start - 9].view(6, -1))
+    factors = torch.tensor(0.3), torch.rand(len(grad)), torch.tensor(4.0)
+    for factor, unscale in ((factors[0], None), (factors[1], factors[2])):
+        expected = scaled(grad, factor, unscale, -1)
+        assert scale(grad, factor, unscale, -1, kept=False) is grad
+        assert grad.equal(expected)
+    grad.copy_(before.as_strided(grad.shape, grad.stride(), grad.storage_offset()))
+    assert whole.equal(before), "what lies beside the gradient was written"
 
 
 def test_only_the_logits_of_a_view_are_overwritten(backend: str) -> None:

@@ -52,7 +52,9 @@ __global__ void __launch_bounds__(kThreads)
     const int first = (v * kThreads + thread_index()) * kPerVector;
     words[v] = load_vector(in + begin, first, count, aligned);
   }
-  __syncthreads();  // in place at odd addresses a thread stores what its neighbour has read
+  // At odd addresses a thread reads bytes of its neighbours, too, and drops them. In place it would
+  // read them while they are stored: no order of threads changes a value, but it is a race.
+  __syncthreads();
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int first = (v * kThreads + thread_index()) * kPerVector;

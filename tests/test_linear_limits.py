@@ -179,6 +179,27 @@ def test_double_backward_after_autocast_of_mixed_dtypes() -> None:
     assert second.isfinite().all()
 
 
+def test_double_backward_within_autocast_is_that_of_the_loss() -> None:
+    hidden, *rest = layers()
+
+    def gradient(*, within: bool) -> Tensor:
+        loss = fastkd.linear_kd_loss(hidden, *rest)  # outside of it, so in float32
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=within):
+            return torch.autograd.grad(loss, hidden, create_graph=True)[0].detach()
+
+    torch.testing.assert_close(gradient(within=True), gradient(within=False))
+
+
+def test_double_backward_divides_by_the_count_that_the_loss_had() -> None:
+    hidden, *rest = layers()
+    count = torch.tensor(9.0)
+    loss = fastkd.linear_kd_loss(hidden, *rest, num_items=count)
+    (expected,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    count.fill_(1)
+    (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    assert grad.equal(expected)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_batched_gradients(reduction: str) -> None:
     hidden, *rest = layers()

@@ -104,13 +104,16 @@ def _of_reference(
 ) -> list[Tensor | None]:
     """The gradients through plain PyTorch, differentiable themselves where asked."""
     constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in inputs[6:]]
-    with without_autocast(inputs.student_hidden.device), torch.enable_grad():
-        student: list[Any] = [None if x is None else x.to(dtypes[0]) for x in inputs.of_student()]
-        teacher = [None if x is None else x.detach().to(dtypes[1]) for x in inputs[3:6]]
-        loss = evaluate(LinearKDLossInputs(*student, *teacher, *constants), options)
     of: Any = [tensor for tensor, want in zip(inputs.of_student(), wanted, strict=True) if want]
-    differentiable = torch.is_grad_enabled()
-    grads = torch.autograd.grad(loss, of, grad_loss.to(loss.dtype), create_graph=differentiable)
+    with without_autocast(inputs.student_hidden.device):  # the products of backward, too
+        with torch.enable_grad():
+            student: list[Any] = [
+                None if x is None else x.to(dtypes[0]) for x in inputs.of_student()
+            ]
+            teacher = [None if x is None else x.detach().to(dtypes[1]) for x in inputs[3:6]]
+            loss = evaluate(LinearKDLossInputs(*student, *teacher, *constants), options)
+        grad_loss, differentiable = grad_loss.to(loss.dtype), torch.is_grad_enabled()
+        grads = torch.autograd.grad(loss, of, grad_loss, create_graph=differentiable)
     left = iter(grads)
     return [next(left) if want else None for want in wanted]
 

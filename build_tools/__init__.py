@@ -9,4 +9,5 @@ setup.py                what setuptools has to know
 dev.py                  one command in an environment with fastkd built for it
   build_tools/environment  that environment, and what is installed where
   build_tools/sanitize     the kernels under sanitizers
+  build_tools/mutants      known faults (build_tools/faults), and which tests find them
 """

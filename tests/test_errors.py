@@ -128,6 +128,12 @@ def test_bad_input_is_named(
         function(*arguments, **options)
 
 
+def test_a_wrong_type_is_named_after_an_equal_value_of_the_right_one() -> None:
+    fastkd.kd_loss(S, T, temperature=1.0)
+    with pytest.raises(TypeError, match="temperature must be a real number, got bool True"):
+        fastkd.kd_loss(S, T, temperature=True)
+
+
 MODULE_OPTIONS = {"temperature": 0.0, "alpha": 2.0, "reduction": "x", "divergence": "y"}
 
 

@@ -212,6 +212,33 @@ def test_more_than_two_to_the_31_logits(cpu_backend: str) -> None:
     assert loss[[0, rows // 2, rows - 1]].equal(expected.expand(3))
 
 
+def test_the_mean_of_many_rows(cpu_backend: str) -> None:
+    student, teacher = torch.randn(2, 70000, 2)  # blocks of 32768 are weighed apart
+    weight = torch.rand(70000)
+    rows = fastkd.reference.kd_loss(student.double(), teacher.double(), reduction="none")
+    truth = (rows * weight).sum() / weight.sum()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 5):
+            torch.set_num_threads(threads)
+            loss = fastkd.kd_loss(student, teacher, sample_weight=weight)
+            torch.testing.assert_close(loss.double(), truth)
+    finally:
+        torch.set_num_threads(before)
+
+
+@ROWS_AND_MAPS
+def test_an_ignore_index_of_more_than_32_bits(backend: str, as_map: bool) -> None:
+    student, teacher = torch.randn(2, 16, 10)
+    target = torch.full((16,), 5)
+    expected, _ = kd(student, teacher, target, as_map)
+    target[3] = 2**32 + 5
+    loss, grad = kd(student, teacher, target, as_map, ignore_index=2**32 + 5)
+    expected[3] = 0
+    assert loss.equal(expected)
+    assert grad[3].equal(torch.zeros(10))
+
+
 def test_an_infinite_weight_is_not_the_absence_of_rows(backend: str) -> None:
     weight = torch.tensor([1.0, math.inf, 1.0])
     loss = fastkd.kd_loss(torch.randn(3, 5), torch.randn(3, 5), sample_weight=weight)

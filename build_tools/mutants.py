@@ -75,7 +75,7 @@ class Run(NamedTuple):
     def __str__(self) -> str:
         test = self.by.removeprefix("tests/").partition("[")[0]
         words = {"passed": "**not found**", "failed": test}.get(self.how, f"{self.how} {test}")
-        return f"{words.strip()} ({self.seconds} s)" if self.seconds else words
+        return words.strip() + (f" ({self.seconds} s)" if self.seconds else "")
 
 
 class Result(NamedTuple):
@@ -118,7 +118,13 @@ def main() -> int:
     sources = hashed(names)
     known = results(sources)
     chosen = [fault for fault in faults if not given.numbers or fault.number in given.numbers]
-    left = [fault for fault in chosen if not given.resume or fault.key not in known]
+    done = {
+        fault
+        for fault in chosen
+        if fault.key in known
+        and (not given.sanitizers or known[fault.key].sanitizers.keys() == set(fault.sanitizers))
+    }
+    left = [fault for fault in chosen if not (given.resume and fault in done)]
     if left:
         tests = Tests(names)
         for fault in left:

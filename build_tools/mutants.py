@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from build_tools.faults import FAULTS, ROOT, Fault, read_faults
@@ -30,9 +30,6 @@ TREE, CLEAN, RESULTS = WORK / "tree", WORK / "clean", WORK / "results.json"
 SOURCES = ("build_tools/", "csrc/", "fastkd/", "tests/", "pyproject.toml", "setup.py")
 
 ENVIRONMENT = {
-    "FASTKD_NATIVE": "1",
-    "FASTKD_CUDA": "0",
-    "FASTKD_EMULATOR": "1",
     "FASTKD_REQUIRE_NATIVE": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # a process a core: its threads should not spin
     "PYTHONPATH": str(TREE),
@@ -40,6 +37,13 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "TORCHINDUCTOR_FX_GRAPH_CACHE": "0",
     "TORCHINDUCTOR_AUTOGRAD_CACHE": "0",
+}
+BUILD = {  # as dev.py builds for the tests
+    **ENVIRONMENT,
+    "FASTKD_NATIVE": "1",
+    "FASTKD_CUDA": "0",
+    "FASTKD_EMULATOR": "1",
+    "FASTKD_CPU_ISAS": "runnable",
 }
 OPTIONS = {
     "--resume": "leave out what was tried before, on the same sources",
@@ -176,7 +180,9 @@ class Tests:
     def __init__(self, names: Iterable[str]) -> None:
         copy(names)
         print("building a copy of the tree: minutes, the first time", flush=True)
-        if run("build", [sys.executable, "setup.py", "build_ext", "--inplace"])[0]:
+        if run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], environment=BUILD)[
+            0
+        ]:
             raise SystemExit(f"it does not compile, see {WORK / 'build.log'}")
         shutil.rmtree(CLEAN, ignore_errors=True)
         shutil.copytree(TREE, CLEAN)
@@ -264,12 +270,17 @@ def copy(names: Iterable[str]) -> None:
             shutil.copy(source, there)
 
 
-def run(name: str, command: Sequence[str], limit: float | None = None) -> tuple[int | None, str]:
+def run(
+    name: str,
+    command: Sequence[str],
+    limit: float | None = None,
+    environment: Mapping[str, str] = ENVIRONMENT,
+) -> tuple[int | None, str]:
     """Exit status, None where it took too long, and output of a command in the copy."""
     log = WORK / f"{name}.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=TREE, env={**os.environ, **ENVIRONMENT},
+            command, cwd=TREE, env={**os.environ, **environment},
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:

@@ -180,9 +180,7 @@ class Tests:
     def __init__(self, names: Iterable[str]) -> None:
         copy(names)
         print("building a copy of the tree: minutes, the first time", flush=True)
-        if run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], environment=BUILD)[
-            0
-        ]:
+        if run("build", [sys.executable, "-m", "build_tools.native"], environment=BUILD)[0]:
             raise SystemExit(f"it does not compile, see {WORK / 'build.log'}")
         shutil.rmtree(CLEAN, ignore_errors=True)
         shutil.copytree(TREE, CLEAN)
@@ -227,7 +225,7 @@ class Tests:
 
     def run_suite(self, suite: str, name: str) -> Run:
         """Run the quick suite, or all, up to the first failure."""
-        # test_mutants.py finds every fault: it wants the code that has been replaced.
+        # test_mutants.py would find every fault: it wants the code that has been replaced.
         options = ["-q", "-p", "no:cacheprovider", "--maxfail=1", "--ignore=tests/test_mutants.py"]
         options += ["-n", str(len(os.sched_getaffinity(0))), *(["--all"] if suite == "all" else [])]
         limit = 5 * self.seconds[suite] + 300 if suite in self.seconds else None

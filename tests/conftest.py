@@ -49,6 +49,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_values.py")  # first what tells most
     if config.option.all or any("::" in argument for argument in config.args):
         return
     runs = quick_suite.runs(items)

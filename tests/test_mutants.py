@@ -31,14 +31,14 @@ def test_faults_are_numbered() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"code": "no such code"}, "fault 1: its code must stand in setup.py once, found 0"),
-        ({"code": "import"}, "fault 1: its code must stand in setup.py once, found "),
+        ({"code": "no such code"}, "fault 1: its code must stand in pyproject.toml once, found 0"),
+        ({"code": "torch"}, "fault 1: its code must stand in pyproject.toml once, found "),
         ({"file": "no.py"}, "fault 1: its code must stand in no.py once, found 0"),
-        ({"fault": "BUILD = ROOT"}, "fault 1 changes nothing"),
+        ({"fault": "[build-system]"}, "fault 1 changes nothing"),
     ],
 )
 def test_a_fault_that_fits_no_more_is_named(change: dict[str, str], problem: str) -> None:
-    fields = {"file": "setup.py", "code": "BUILD = ROOT", "fault": "BUILD = 0", **change}
+    fields = {"file": "pyproject.toml", "code": "[build-system]", "fault": "[nothing]", **change}
     said = Fault(1, "a fault", "nothing", **fields).problem()
     assert said is not None
     assert said.startswith(problem)

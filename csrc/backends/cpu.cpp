@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cpu/parallel.h"
-
 #include "backends/backend.h"
+#include "cpu/parallel.h"
 
 namespace fastkd {
 

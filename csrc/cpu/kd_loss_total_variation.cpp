@@ -3,6 +3,7 @@
 
 namespace fastkd::cpu {
 
-template Outcome kd_loss_of<TotalVariation>(const LogitArgs&, const RowOptions&, const KdLossOptions&);
+template Outcome kd_loss_of<TotalVariation>(const LogitArgs&, const RowOptions&,
+                                            const KdLossOptions&);
 
 }  // namespace fastkd::cpu

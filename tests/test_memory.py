@@ -5,7 +5,6 @@ On the build that serves by default: all builds allocate by the same lines. The 
 at which a hidden copy stands out.
 """
 
-import ctypes
 from collections.abc import Callable
 
 import pytest
@@ -23,18 +22,8 @@ def gradient_of(case: LossCase, inputs: Inputs, factor: float) -> torch.Tensor:
     return torch.autograd.grad(loss * factor, student)[0]
 
 
-_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
-
-
 def least_resident_bytes(call: Callable[[], object]) -> int | None:
-    """Of a few calls: the system may bring back what it had taken from an input meanwhile.
-
-    Large blocks go back to the system as they are freed. Else the heap may keep one whose hole the
-    next does not fit, and both count.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    """Of a few calls: the system may bring back what it had taken from an input meanwhile."""
     peaks = [peak_resident_bytes(call) for _ in range(8)]
     return min(peaks) if None not in peaks else None  # type: ignore[type-var]
 

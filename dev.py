@@ -43,7 +43,6 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
@@ -59,12 +58,14 @@ from build_tools.environment import (
     missing,
     pinned,
     pip_install,
+    process,
     project,
     provide,
     requirements,
     run_quietly,
     say,
     sees_gpu,
+    side_by_side,
     step,
 )
 
@@ -129,12 +130,18 @@ def main() -> int:
     """Run the command line."""
     if hasattr(signal, "SIGPIPE"):  # Windows has none
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it without a word
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and ends what it has started
     parser = argparse.ArgumentParser(
         prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", metavar="command", help=", ".join(COMMANDS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the tool behind it")
     given = parser.parse_args(sys.argv[1:] or ["--help"])
+    if {"-h", "--help"} & {*given.arguments} and given.command in COMMANDS:
+        parser.print_help()
+        tool = MODULES.get(given.command)
+        print(f"\nOf the tool: .venv/bin/python -m {tool} --help" if tool else "")
+        return 0
     try:
         if given.command not in COMMANDS:
             raise Failure(f"there is no command {given.command!r}{suggestion(given.command)}")
@@ -168,11 +175,12 @@ def watch(command: Sequence[str | Path], name: str) -> int:
 def environment_for(command: str, arguments: Sequence[str]) -> Path:
     """The Python that runs the command, with fastkd built for it."""
     extras = EXTRAS.get("test --all" if wants_all(command, arguments) else command, [])
-    wanted = [line for extra in extras for line in requirements(extra)]
+    wanted = pinned([line for extra in extras for line in requirements(extra)])
     build_tools = project()["build-system"]["requires"]
     if Path(sys.prefix) != VENV and importlib.util.find_spec("torch"):
         python = Path(sys.executable)
-        say(f"{sys.prefix} has torch, using it as it is")
+        ignored = "; FASTKD_TORCH is ignored" if os.environ.get("FASTKD_TORCH") else ""
+        say(f"{sys.prefix} has torch, using it as it is{ignored}")
         require_tools(python, command, [*build_tools, *wanted])
         if command in BUILT_IN_PLACE:
             require_torch(python)
@@ -181,17 +189,18 @@ def environment_for(command: str, arguments: Sequence[str]) -> Path:
         return python
     python = make_venv()
     install(python, "the build tools", pinned(build_tools))
-    with ThreadPoolExecutor(max_workers=1) as pool:  # compiling needs no torch
-        compiling = None
-        if command in BUILT_IN_PLACE:
-            compiling = pool.submit(compile_in_place, python, command)
+
+    def install_packages() -> None:
         if command not in NEED_NO_TORCH:
             install_torch(python)
             require_torch(python)
-        install(python, f"what `dev.py {command}` needs", pinned(wanted))
-        if compiling is not None:
-            install_in_place(python)
-            compiling.result()
+        install(python, f"what `dev.py {command}` needs", wanted)
+
+    if command in BUILT_IN_PLACE:  # compiling needs no torch
+        side_by_side(install_packages, lambda: compile_in_place(python, command))
+        install_in_place(python)
+    else:
+        install_packages()
     return python
 
 
@@ -258,10 +267,7 @@ def compile_in_place(python: Path, command: str) -> None:
         provide(python, "cuda-build", there=bool(ask(python, NVCC_FACTS)["nvcc"]))
     start = last = time.monotonic()
     words = []
-    with subprocess.Popen(
-        [python, "-m", "build_tools.native"], cwd=ROOT, env=environ(**wishes), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as native:  # fmt: skip
+    with process([python, "-m", "build_tools.native"], **wishes) as native:
         assert native.stdout is not None
         for line in native.stdout:
             words.append(line)
@@ -297,7 +303,10 @@ def test(python: Path, arguments: Sequence[str]) -> int:
     if not any(word in ("-k", "-m") or not word.startswith("-") for word in arguments):
         say(f"the {suite} tests take {duration(SECONDS_OF_TESTS[suite])}")
     parallel = ["-n", str(cores()), "--dist", "worksteal", "--timeout", "600"]
-    own = any(re.match(r"-n|--pdb|--numprocesses|.*::", argument) for argument in arguments)
+    own = any(
+        re.match(r"-n|--numprocesses|--dist|--pdb|--trace|no:xdist|[^-].*::", argument)
+        for argument in arguments
+    )
     if not own:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin would take the core
     return watch([python, "-m", "pytest", *([] if own else parallel), *arguments], "test")
@@ -313,7 +322,7 @@ def build_wishes(command: str) -> dict[str, str]:
         wishes |= {"FASTKD_CUDA": "1", "FASTKD_CUDA_ARCHS": ";".join(chips)}
     if command == "test" and (sys.platform, platform.machine()) == ("linux", "x86_64"):
         wishes["FASTKD_EMULATOR"] = "1"
-    return {name: os.environ.get(name, wish) for name, wish in wishes.items()}
+    return {name: os.environ.get(name) or wish for name, wish in wishes.items()}
 
 
 def gpu_archs() -> list[str]:

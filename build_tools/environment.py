@@ -4,18 +4,21 @@
 Needs the standard library only.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +54,60 @@ def step(title: str, command: Sequence[str | Path], **environment: str) -> None:
     say(f"{title} ...")
     start = time.monotonic()
     code, output = run_quietly(command, **environment)
-    say(f"{title} {'failed' if code else 'took'} {time.monotonic() - start:.0f} s")
+    ended = {0: "took", -signal.SIGTERM: "was stopped after"}.get(code, "failed after")
+    say(f"{title} {ended} {time.monotonic() - start:.0f} s")
     if code:
         raise Failure(f"{title} failed: {shlex.join(map(str, command))}\n{output}")
 
 
 def run_quietly(command: Sequence[str | Path], **environment: str) -> tuple[int, str]:
     """Exit status and output of a command."""
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environ(**environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    with process(command, **environment) as running:
+        assert running.stdout is not None
+        output = running.stdout.read()
+    return running.wait(), output
+
+
+_running: set["subprocess.Popen[str]"] = set()
+
+
+@contextlib.contextmanager
+def process(command: Sequence[str | Path], **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """A command, its output in a pipe; what it has started ends with it."""
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ(**environment), text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as running:  # fmt: skip
+        _running.add(running)
+        try:
+            yield running
+        except BaseException:
+            end(running)
+            raise
+        finally:
+            _running.discard(running)
+
+
+def end(running: "subprocess.Popen[str]") -> None:
+    """End a command and what it has started."""
+    if running.poll() is None:
+        if hasattr(os, "killpg"):
+            os.killpg(running.pid, signal.SIGTERM)
+        else:
+            running.terminate()
+
+
+def side_by_side(*works: Callable[[], None]) -> None:
+    """Do works at the same time; the first that fails ends the others."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        futures = [pool.submit(work) for work in works]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:  # Ctrl-C and a request to end, too
+            for running in [*_running]:
+                end(running)
+            raise
 
 
 def environ(**more: str) -> dict[str, str]:
@@ -147,7 +187,8 @@ def requirements(extra: str) -> Iterator[str]:
 def pinned(wanted: Sequence[str]) -> list[str]:
     """Requirements, in the version that the dev extra pins."""
     pins = {line.partition("==")[0]: line for line in requirements("dev") if "==" in line}
-    return [pins.get(re.split(r"[^\w.-]", line)[0], line) for line in wanted]
+    named = [pins.get(re.split(r"[^\w.-]", line)[0], line) for line in wanted]
+    return [*dict.fromkeys(named)]
 
 
 def project() -> dict[str, Any]:

@@ -149,9 +149,11 @@ def main() -> int:
 
 def files() -> list[str]:
     """What git tracks, or would."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return sorted({name for name in listed.splitlines() if (ROOT / name).is_file()})
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if listed.returncode:
+        raise SystemExit(f"faults are planted in a git checkout: {listed.stderr.strip()}")
+    return sorted({name for name in listed.stdout.split("\0") if (ROOT / name).is_file()})
 
 
 def hashed(names: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ setup.py compiles them for wheels and for `pip install -e .`, and names the vari
 
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from build_tools import modules, ninja_build, tools
@@ -61,11 +61,8 @@ def usable(names: Sequence[str]) -> Iterator[str]:
 
 def compile_modules(outputs: Mapping[str, Path]) -> None:
     """Compile modules, each into its file; no older module stays beside them."""
-    for output in outputs.values():
-        _, dot, suffix = output.name.partition(".")
-        for left_over in output.parent.glob(f"_c*{dot}{suffix}"):
-            if left_over not in outputs.values():
-                left_over.unlink()
+    for folder, suffix in {(file.parent, file.name.partition(".")[2]) for file in outputs.values()}:
+        _clear(folder, suffix, outputs.values())
     FOLDER.mkdir(parents=True, exist_ok=True)
     compiler = tools.find_compiler()
     built = {modules.module(name, compiler): output for name, output in outputs.items()}
@@ -87,13 +84,21 @@ def _wanted(variable: str, why_not: Callable[[], str | None], otherwise: str) ->
     return not obstacle
 
 
+def _clear(folder: Path, suffix: str, but: Collection[Path]) -> None:
+    """Delete the modules in a folder for one Python, but some."""
+    for left_over in {*folder.glob(f"_c*.{suffix}")} - {*but}:
+        left_over.unlink()
+
+
 def main() -> None:
     """Build in place."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX").removeprefix(".")
     package = modules.ROOT / "fastkd"
     try:
-        names = usable(wished_for())
-        compile_modules({name: package / f"{name}{suffix}" for name in names})
+        outputs = {name: package / f"{name}.{suffix}" for name in usable(wished_for())}
+        _clear(package, suffix, outputs.values())
+        if outputs:
+            compile_modules(outputs)
     except BuildError as error:
         sys.exit(f"fastkd: {error}")
 

@@ -90,13 +90,21 @@ def linker(compiler: Sequence[str], module: Module, folder: Path) -> list[str]:
 
 def run(folder: Path, text: str) -> bool:
     """Build in a folder, and say whether that worked; ninja's words go to the build's output."""
+    import fcntl  # noqa: PLC0415 - Windows, where nothing is compiled, has none
+
     import ninja  # noqa: PLC0415 - a build requirement, absent when nothing is compiled
 
     jobs = os.environ.get("MAX_JOBS", "")
     if jobs and not (jobs.isdecimal() and int(jobs) > 0):
         raise SystemExit(f"fastkd: MAX_JOBS must be a whole number above 0, got {jobs!r}")
-    (folder / "build.ninja").write_text(text)
     command = [str(Path(ninja.BIN_DIR) / "ninja"), *(["-j", jobs] if jobs else [])]
+    with (folder / "lock").open("w") as lock:  # a second build waits for the first
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "build.ninja").write_text(text, encoding="utf-8")
+        return _run(command, folder)
+
+
+def _run(command: Sequence[str], folder: Path) -> bool:
     planned = subprocess.run(
         [*command, "-n"], cwd=folder, capture_output=True, text=True, check=False
     )

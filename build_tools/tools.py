@@ -38,6 +38,17 @@ def switched_on(name: str) -> bool:
     return value == "1"
 
 
+def command_line(name: str) -> list[str]:
+    """A variable that is a command with its arguments; empty where it is not set."""
+    value = os.environ.get(name, "")
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise SystemExit(
+            f"fastkd: {name} must be a command line, got {value!r} ({error})"
+        ) from None
+
+
 def why_not_native() -> str | None:
     """What is missing on this machine to compile, or None."""
     if sys.platform == "win32":
@@ -61,7 +72,7 @@ def why_not_native() -> str | None:
 
 def find_compiler() -> list[str]:
     """The C++ compiler's command line, empty where there is none."""
-    wanted = shlex.split(os.environ.get("CXX", ""))
+    wanted = command_line("CXX")
     for command in [wanted] if wanted else [["g++"], ["c++"], ["clang++"]]:
         if shutil.which(command[0]):
             return command
@@ -96,7 +107,7 @@ def why_not_cuda() -> str | None:
 
 def find_nvcc() -> list[str]:
     """nvcc's command line, empty where there is none."""
-    wanted = shlex.split(os.environ.get("NVCC", ""))
+    wanted = command_line("NVCC")
     if wanted:
         if not shutil.which(wanted[0]):
             raise SystemExit(f"fastkd: NVCC={os.environ['NVCC']} is not there")

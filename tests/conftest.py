@@ -49,8 +49,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    suite = "all tests" if config.option.all else "the quick suite; --all runs every combination"
-    return f"fastkd: {suite}{'' if torch.cuda.is_available() else '; no GPU, so none on a GPU'}"
+    left_out = ", ".join(quick_suite.ONLY_WITH_ALL)
+    quick = f"the quick suite; --all runs every combination, and {left_out}"
+    on_gpu = "" if torch.cuda.is_available() else "; no GPU, so no tests on one"
+    return f"fastkd: {'all tests' if config.option.all else quick}{on_gpu}"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -66,6 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.option.all or any("::" in argument for argument in config.args):
         return
     runs = quick_suite.runs(items)
+    config.stash[quick_suite.GAPS] = quick_suite.gaps(items, runs)
     left_out = [item for item, run in zip(items, runs, strict=True) if not run]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item, run in zip(items, runs, strict=True) if run]

@@ -23,6 +23,8 @@ ONLY_WITH_ALL = (
     "test_*_example.py",
 )
 
+GAPS = pytest.StashKey[set[str]]()
+
 Words = tuple[str, ...]  # parameters and their values, as in "dtype=torch.float32"
 Groups = Mapping[Words, Sequence[Words]]  # what is kept -> what varies
 
@@ -46,16 +48,17 @@ def runs(items: Sequence[pytest.Item]) -> list[bool]:
 
 
 def rotate(groups: Groups) -> Iterator[tuple[Words, Words]]:
-    """One variant of each group; with few groups more, so that every backend has its turn."""
+    """One variant of each group; with few groups more, so that each backend and dtype is met."""
     variants = {word for group in groups.values() for varied in group for word in varied}
-    backends = sum("backend=" in word for word in variants)
-    each = max(1, math.ceil(backends / len(groups)))
+    values = Counter(word.partition("=")[0] for word in variants)
+    each = max(1, math.ceil(max(values.values(), default=1) / len(groups)))
     met: Counter[tuple[str, str | Words]] = Counter()
 
-    def meetings(kept: Words, varied: Words) -> tuple[int, int, int]:
+    def meetings(kept: Words, varied: Words) -> tuple[int, int, int, int]:
         times = [met[word, part] for word in kept for part in varied]
         whole = [met[word, varied] for word in ("", *kept)]
-        return -times.count(0), -whole.count(0), sum(times) + sum(whole)
+        new = [met["", part] for part in varied].count(0)  # to the whole function
+        return -new, -times.count(0), -whole.count(0), sum(times) + sum(whole)
 
     for kept, group in groups.items():
         left = [*group]
@@ -64,6 +67,18 @@ def rotate(groups: Groups) -> Iterator[tuple[Words, Words]]:
             left.remove(chosen)
             met.update((word, part) for word in ("", *kept) for part in (*chosen, chosen))
             yield kept, chosen
+
+
+def gaps(items: Sequence[pytest.Item], chosen: Sequence[bool]) -> set[str]:
+    """What no chosen test of a function meets, though another test of the function would."""
+    met, available = set(), set()
+    for item, run in zip(items, chosen, strict=True):
+        if item.get_closest_marker("slow") is None:
+            function = item.nodeid.partition("[")[0]
+            words = {f"{function} {word}" for word in _words(item, True)}
+            available |= words
+            met |= words if run else set()
+    return available - met
 
 
 def _words(item: pytest.Item, rotated: bool) -> Words:

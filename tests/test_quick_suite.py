@@ -4,7 +4,7 @@
 import itertools
 
 import pytest
-from quick_suite import Words, rotate
+from quick_suite import GAPS, Words, rotate
 from test_values import RUNS
 
 
@@ -46,3 +46,9 @@ def test_every_backend_runs_each_function(count: int, backends: int) -> None:
 def test_a_function_without_variants_runs_whole() -> None:
     groups = {("case=1",): [()], ("case=2",): [()]}
     assert [*rotate(groups)] == [(("case=1",), ()), (("case=2",), ())]
+
+
+def test_every_function_meets_every_backend_and_dtype(request: pytest.FixtureRequest) -> None:
+    if GAPS not in request.config.stash:
+        pytest.skip("this run leaves nothing out")
+    assert request.config.stash[GAPS] == set()

@@ -304,7 +304,7 @@ def test(python: Path, arguments: Sequence[str]) -> int:
         say(f"the {suite} tests take {duration(SECONDS_OF_TESTS[suite])}")
     parallel = ["-n", str(cores()), "--dist", "worksteal", "--timeout", "600"]
     own = any(
-        re.match(r"-n|--numprocesses|--dist|--pdb|--trace|no:xdist|[^-].*::", argument)
+        re.match(r"-n|--numprocesses|--dist|--pdb|--trace|no:xdist|[^-]\S*::", argument)
         for argument in arguments
     )
     if not own:

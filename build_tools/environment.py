@@ -39,6 +39,10 @@ class Failure(Exception):  # noqa: N818 - it is a sentence for the user
     """What ends dev.py with a message."""
 
 
+class Stopped(Exception):  # noqa: N818 - nobody's mistake
+    """A work was ended, because one beside it has failed."""
+
+
 _screen = threading.Lock()
 
 
@@ -54,8 +58,7 @@ def step(title: str, command: Sequence[str | Path], **environment: str) -> None:
     say(f"{title} ...")
     start = time.monotonic()
     code, output = run_quietly(command, **environment)
-    ended = {0: "took", -signal.SIGTERM: "was stopped after"}.get(code, "failed after")
-    say(f"{title} {ended} {time.monotonic() - start:.0f} s")
+    say(f"{title} {'failed after' if code else 'took'} {time.monotonic() - start:.0f} s")
     if code:
         raise Failure(f"{title} failed: {shlex.join(map(str, command))}\n{output}")
 
@@ -65,15 +68,20 @@ def run_quietly(command: Sequence[str | Path], **environment: str) -> tuple[int,
     with process(command, **environment) as running:
         assert running.stdout is not None
         output = running.stdout.read()
+    if _stopping.is_set():
+        raise Stopped
     return running.wait(), output
 
 
 _running: set["subprocess.Popen[str]"] = set()
+_stopping = threading.Event()
 
 
 @contextlib.contextmanager
 def process(command: Sequence[str | Path], **environment: str) -> Iterator["subprocess.Popen[str]"]:
     """A command, its output in a pipe; what it has started ends with it."""
+    if _stopping.is_set():
+        raise Stopped
     with subprocess.Popen(
         command, cwd=ROOT, env=environ(**environment), text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -105,6 +113,7 @@ def side_by_side(*works: Callable[[], None]) -> None:
             for future in as_completed(futures):
                 future.result()
         except BaseException:  # Ctrl-C and a request to end, too
+            _stopping.set()
             for running in [*_running]:
                 end(running)
             raise

@@ -2,7 +2,6 @@
 """Fixtures that serve the kernels' builds, and which tests run without --all."""
 
 import contextlib
-import ctypes
 import gc
 import platform
 import sys
@@ -29,19 +28,7 @@ EMULATED = {
 EMULATOR_RUNS_HERE = (sys.platform, platform.machine()) == ("linux", "x86_64") and (
     Path(__file__).parents[1] / "csrc"
 ).is_dir()
-M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 NO_EMULATOR = "the emulator is built on x86-64 Linux, in the source tree"
-
-
-def pytest_configure() -> None:
-    """Give large blocks back to the system as they are freed, from the first test on.
-
-    Else the heap may keep one whose hole the next does not fit, and a test of the resident set
-    would count both.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -108,33 +108,27 @@ def dividing(kernels: Kernels) -> list[str]:
     return [f"{name}: {found}" for name, found in counts.items() if max(found) - min(found) >= 8]
 
 
-@pytest.mark.slow
 def test_no_kernel_uses_local_memory(kernels: Kernels) -> None:
     assert spilling(kernels) == []
 
 
-@pytest.mark.slow
 def test_shared_memory_is_asked_for_at_launch(kernels: Kernels) -> None:
     assert static_shared(kernels) == []
 
 
-@pytest.mark.slow
 def test_registers_keep_to_the_budgets(kernels: Kernels) -> None:
     assert off_budget(kernels, json.loads(BUDGETS.read_text())) == []
 
 
-@pytest.mark.slow
 def test_register_kernels_compute_no_exponential_twice(kernels: Kernels) -> None:
     assert rows_in_registers(kernels)
     assert wasting_exps(kernels) == []
 
 
-@pytest.mark.slow
 def test_register_kernels_move_sixteen_bytes_at_a_time(kernels: Kernels) -> None:
     assert narrow(kernels) == []
 
 
-@pytest.mark.slow
 def test_register_kernels_do_not_divide_per_class(kernels: Kernels) -> None:
     assert dividing(kernels) == []
 

@@ -34,7 +34,6 @@ import argparse
 import difflib
 import importlib.util
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -49,30 +48,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leave
 
 from build_tools.environment import (
     FACTS,
-    ROOT,
     VENV,
-    Failure,
     ask,
-    environ,
     make_venv,
     missing,
     pinned,
     pip_install,
-    process,
     project,
     provide,
+    provide_nvcc,
     requirements,
-    run_quietly,
-    say,
     sees_gpu,
-    side_by_side,
-    step,
 )
+from build_tools.in_place import compile_in_place, cores, duration, install_in_place
+from build_tools.processes import ROOT, Failure, environ, run_quietly, say, side_by_side, step
 
 CPU_TORCH = "torch==2.13.0+cpu"  # no CUDA build, gigabytes in size, has this version
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST_TORCH = "2.10"
-OLDEST_CHIP = 75  # that CUDA 13 compiles for
 
 # Extras of pyproject.toml that a command needs besides the build tools.
 EXTRAS = {
@@ -98,7 +91,6 @@ NEED_NO_TORCH = {"wheel"}
 BUILT_IN_PLACE = {"demo", "test", "bench"}  # the others build what they need themselves
 
 # CPU seconds, of a machine with AVX2 in 2026: what is said before a wait.
-SECONDS_PER_SOURCE = 5
 SECONDS_OF_TESTS = {"quick": 420, "all": 1500}
 
 CHECKS = {
@@ -111,12 +103,6 @@ CHECKS = {
     "zizmor": ["zizmor", "--offline", "--quiet", ".github"],  # which an sdist has not
 }
 
-NVCC_FACTS = """
-import json, sys
-sys.path.insert(0, "")
-from build_tools import tools
-print(json.dumps({"nvcc": tools.find_nvcc()}))
-"""
 ARCHS = """
 import importlib.util, json
 spec = importlib.util.spec_from_file_location("fastkd._cuda", {module!r})
@@ -217,7 +203,11 @@ def install(python: Path, title: str, wanted: Sequence[str]) -> None:
 
 def install_torch(python: Path) -> None:
     """The torch that was asked for, or where there is none the one that fits the machine."""
-    wanted = shlex.split(os.environ.get("FASTKD_TORCH", ""))
+    try:
+        wanted = shlex.split(os.environ.get("FASTKD_TORCH", ""))
+    except ValueError as error:
+        given = os.environ["FASTKD_TORCH"]
+        raise Failure(f"FASTKD_TORCH must be what pip installs, got {given!r} ({error})") from None
     if wanted:
         step(f"installing {shlex.join(wanted)}", pip_install(python, *wanted))
     elif not missing(["torch"], python):
@@ -253,50 +243,6 @@ def require_tools(python: Path, command: str, wanted: Sequence[str]) -> None:
         )
 
 
-def install_in_place(python: Path) -> None:
-    """Let the environment import fastkd from this folder."""
-    if ask(python, FACTS)["in_place"] != ROOT.as_uri():
-        in_place = pip_install(python, "--no-deps", "--no-build-isolation", "--editable", ".")
-        step("installing fastkd in place", in_place, FASTKD_NATIVE="0")  # compiled apart
-
-
-def compile_in_place(python: Path, command: str) -> None:
-    """Compile the native modules into fastkd/; ninja leaves alone what has not changed."""
-    wishes = build_wishes(command)
-    if wishes["FASTKD_CUDA"] != "0":
-        provide(python, "cuda-build", there=bool(ask(python, NVCC_FACTS)["nvcc"]))
-    start = last = time.monotonic()
-    words = []
-    with process([python, "-m", "build_tools.native"], **wishes) as native:
-        assert native.stdout is not None
-        for line in native.stdout:
-            words.append(line)
-            if said := re.search(r"(\d+) files to compile", line):
-                minutes = duration(int(said[1]) * SECONDS_PER_SOURCE)
-                say(f"compiling fastkd: {said[1]} files, {minutes}")
-            elif re.match(r"\[\d+/\d+\]", line):
-                passing = sys.stdout.isatty()
-                if passing or time.monotonic() - last > 15:
-                    last = time.monotonic()
-                    say(line.strip(), passing=passing)
-    if native.returncode:
-        raise Failure(f"compiling fastkd failed\n{''.join(words)}")
-    if len(words) > 1:
-        say(f"compiled fastkd ({time.monotonic() - start:.0f} s)")
-
-
-def duration(cpu_seconds: float) -> str:
-    """How long so much work takes here, in words."""
-    seconds = cpu_seconds / cores()
-    about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-    return f"about {about} on {cores()} cores"
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def test(python: Path, arguments: Sequence[str]) -> int:
     """Run the tests on every core; those of one item in this process, for debuggers."""
     suite = "all" if wants_all("test", arguments) else "quick"
@@ -310,28 +256,6 @@ def test(python: Path, arguments: Sequence[str]) -> int:
     if not own:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin would take the core
     return watch([python, "-m", "pytest", *([] if own else parallel), *arguments], "test")
-
-
-def build_wishes(command: str) -> dict[str, str]:
-    """setup.py's variables for a build in place, where the user has not set them."""
-    # Where the kernels can't be built the user should hear it here, not find the reference at work.
-    wishes = {"FASTKD_NATIVE": "1", "FASTKD_CUDA": "0", "FASTKD_EMULATOR": "0"}
-    wishes["FASTKD_CPU_ISAS"] = "runnable" if command == "test" else "native"
-    chips = gpu_archs()
-    if chips:
-        wishes |= {"FASTKD_CUDA": "1", "FASTKD_CUDA_ARCHS": ";".join(chips)}
-    if command == "test" and (sys.platform, platform.machine()) == ("linux", "x86_64"):
-        wishes["FASTKD_EMULATOR"] = "1"
-    return {name: os.environ.get(name) or wish for name, wish in wishes.items()}
-
-
-def gpu_archs() -> list[str]:
-    """This machine's chips as FASTKD_CUDA_ARCHS has them, but those too old for CUDA 13."""
-    if not sees_gpu():
-        return []
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    chips = {major + minor for major, minor in re.findall(r"(\d+)\.(\d)", run_quietly(query)[1])}
-    return sorted((chip for chip in chips if int(chip) >= OLDEST_CHIP), key=int)
 
 
 def cpp_files() -> list[str]:
@@ -379,7 +303,7 @@ def make_wheel(python: Path, arguments: Sequence[str]) -> Path:
     wishes = {"FASTKD_NATIVE": "1", "FASTKD_CUDA": os.environ.get("FASTKD_CUDA", "0")}
     if "--cuda" in arguments:
         wishes["FASTKD_CUDA"] = "1"
-        provide(python, "cuda-build", there=bool(ask(python, NVCC_FACTS)["nvcc"]))
+        provide_nvcc(python)
     for leftovers in (ROOT / "build").glob("lib*"):  # setuptools would pack what was deleted since
         shutil.rmtree(leftovers)
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", "dist"]

@@ -49,7 +49,6 @@ NVCC_FLAGS = (
 )
 
 BINDINGS = "csrc/bindings/module.cpp"
-BINDING_FLAGS = ("-O2",)  # a fifth sooner compiled than by -O3, and calls take as long
 
 # What takes long to compile, longest first. It starts first, or one core would end a build alone.
 LONGEST = (
@@ -85,13 +84,19 @@ def wished_isas(compiler: Sequence[str]) -> tuple[str, ...]:
     if wanted in ("native", "runnable"):
         runnable = known[: known.index(best_isa(compiler)) + 1] if x86 else known
         return runnable if wanted == "runnable" else runnable[-1:]
-    chosen = wanted.split(";")
-    if not set(chosen) <= set(known):
+    if not {*named_isas()} <= {*known}:
         raise SystemExit(
             f"fastkd: FASTKD_CPU_ISAS must be all, native, runnable or some of {';'.join(known)}, "
             f"got {wanted!r}"
         )
-    return tuple(chosen)
+    return named_isas()
+
+
+def named_isas() -> tuple[str, ...]:
+    """The instruction sets that FASTKD_CPU_ISAS names one by one; none if it has another word."""
+    wanted = os.environ.get("FASTKD_CPU_ISAS") or "all"
+    words = ("all", "native", "runnable")
+    return () if wanted in words else tuple(dict.fromkeys(wanted.split(";")))
 
 
 def best_isa(compiler: Sequence[str]) -> str:

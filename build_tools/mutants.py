@@ -130,7 +130,9 @@ def main() -> int:
     }
     left = [fault for fault in chosen if not (given.resume and fault in done)]
     if left:
-        tests = Tests(names)
+        tests = Tests(
+            names, {job for fault in left for job in fault.sanitizers if given.sanitizers}
+        )
         for fault in left:
             known[fault.key] = result = tests.look_for(fault, given.sanitizers)
             RESULTS.write_text(json.dumps([sources, known], indent=1))
@@ -179,11 +181,14 @@ def results(sources: str) -> dict[str, Result]:
 class Tests:
     """The copy of the tree, built and green, in which faults are planted."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], sanitizers: Iterable[str]) -> None:
         copy(names)
         print("building a copy of the tree: minutes, the first time", flush=True)
         if run("build", [sys.executable, "-m", "build_tools.native"], environment=BUILD)[0]:
             raise SystemExit(f"it does not compile, see {WORK / 'build.log'}")
+        for job in sorted(sanitizers):  # with a fault, only what it touches is compiled again
+            if complains(job, "no-fault"):
+                raise SystemExit(f"{job} complains without a fault, see {WORK}/no-fault-{job}.log")
         shutil.rmtree(CLEAN, ignore_errors=True)
         shutil.copytree(TREE, CLEAN)
         self.seconds: dict[str, int] = {}  # of a suite without a fault
@@ -208,7 +213,7 @@ class Tests:
                 return self.look_for(fault, with_sanitizers)
             every = self.run_suite("all", str(fault.number))
         jobs = fault.sanitizers if with_sanitizers else ()
-        return Result(quick, every, {job: complains(job, fault.number) for job in jobs})
+        return Result(quick, every, {job: complains(job, str(fault.number)) for job in jobs})
 
     def restore(self) -> None:
         """Take a fault out, and all that was built with it."""
@@ -245,12 +250,12 @@ class Tests:
         raise SystemExit(f"pytest ends with {status}, no test failed: {WORK / name}-{suite}.log")
 
 
-def complains(job: str, number: int) -> bool:
+def complains(job: str, name: str) -> bool:
     """Whether a sanitizer does; "cpu" is that of the best instruction set."""
-    job = f"cpu-{cpu_capabilities()[0]}" if job == "cpu" else job
-    status, output = run(f"{number}-{job}", [sys.executable, "-m", "build_tools.sanitize", job])
-    if status and f"sanitizers complain on {job}" not in output:
-        raise SystemExit(f"{job} does not run, see {WORK / str(number)}-{job}.log")
+    wanted = f"cpu-{cpu_capabilities()[0]}" if job == "cpu" else job
+    status, output = run(f"{name}-{job}", [sys.executable, "-m", "build_tools.sanitize", wanted])
+    if status and f"sanitizers complain on {wanted}" not in output:
+        raise SystemExit(f"{job} does not run, see {WORK / name}-{job}.log")
     return status != 0
 
 

@@ -55,6 +55,8 @@ def usable(names: Sequence[str]) -> Iterator[str]:
             raise BuildError(
                 f"{' '.join(compiler)} cannot compile a C++17 program:\n{complaint}\n{WAYS_OUT}"
             )
+        elif modules.named_isas():
+            raise BuildError(f"FASTKD_CPU_ISAS names {isa}, {compiler[0]} does not know it")
         else:
             print(f"fastkd: {compiler[0]} does not know {isa}; leaving that module out")
 
@@ -96,9 +98,10 @@ def main() -> None:
     package = modules.ROOT / "fastkd"
     try:
         outputs = {name: package / f"{name}.{suffix}" for name in usable(wished_for())}
-        _clear(package, suffix, outputs.values())
         if outputs:
             compile_modules(outputs)
+        else:
+            _clear(package, suffix, ())
     except BuildError as error:
         sys.exit(f"fastkd: {error}")
 

@@ -61,7 +61,7 @@ def modules_file(compiler: Sequence[str], outputs: Mapping[Module, Path], folder
     """The build of modules: an object per module and kernel, the bindings shared by all."""
     build = NinjaFile()
     for module, output in outputs.items():
-        shared = modules.cxx_flags(*modules.BINDING_FLAGS, *modules.python_flags())
+        shared = modules.cxx_flags(*modules.python_flags())
         objects = [
             build.compile("python", modules.BINDINGS, compiler, shared),
             build.compile("python", module.backend, compiler, [*shared, *module.backend_flags]),

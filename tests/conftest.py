@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     left_out = ", ".join(quick_suite.ONLY_WITH_ALL)
-    quick = f"the quick suite; --all runs every combination, and {left_out}"
+    quick = f"the quick suite; --all, or a file's name, runs every combination, and {left_out}"
     on_gpu = "" if torch.cuda.is_available() else "; no GPU, so no tests on one"
     return f"fastkd: {'all tests' if config.option.all else quick}{on_gpu}"
 
@@ -52,7 +52,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_values.py")  # first what tells most
-    if config.option.all or any("::" in argument for argument in config.args):
+    if config.option.all or any(quick_suite.names_a_file(argument) for argument in config.args):
         return
     runs = quick_suite.runs(items)
     config.stash[quick_suite.GAPS] = quick_suite.gaps(items, runs)

@@ -2,13 +2,15 @@
 """Which tests run without --all: every combination once, on one backend, by rotation.
 
 A fault of a kernel shows on any geometry, and a fault of a geometry in any dtype. Of tests that
-differ in nothing but the parameters listed in ROTATED, one runs. It is the one whose backend and
-dtype have met the other parameters least, so every case meets every backend in every dtype.
+differ in nothing but the parameters listed in ROTATED, one runs: the one whose backend and dtype
+have met the other parameters least. So every test function meets every backend and dtype, and so
+does every case that has many geometries. The tests of a file that is named all run.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,11 @@ GAPS = pytest.StashKey[set[str]]()
 
 Words = tuple[str, ...]  # parameters and their values, as in "dtype=torch.float32"
 Groups = Mapping[Words, Sequence[Words]]  # what is kept -> what varies
+
+
+def names_a_file(argument: str) -> bool:
+    """Whether an argument of pytest is a file, or a test in one, and no folder."""
+    return Path(argument.partition("::")[0]).suffix != ""
 
 
 def runs(items: Sequence[pytest.Item]) -> list[bool]:

@@ -183,6 +183,7 @@ def x86(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("runnable", ("avx2",), ("base", "avx2")),
         ("runnable", (), ("base",)),
         ("avx2;base", (), ("avx2", "base")),
+        ("avx2;avx2", (), ("avx2",)),
     ],
 )
 def test_instruction_sets_are_as_wished(
@@ -207,6 +208,20 @@ def test_unknown_instruction_set_is_an_error(
     )
     with pytest.raises(SystemExit, match=message):
         modules.wished_isas(["g++"])
+
+
+@pytest.mark.parametrize("wanted", ["base;avx512", "all"])
+def test_only_a_set_that_is_named_must_be_known_to_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    monkeypatch.setenv("FASTKD_CPU_ISAS", wanted)
+    monkeypatch.setattr(tools, "complaint", lambda compiler, flags: "no" if flags else None)
+    names = ["_cpu_base", "_cpu_avx512"]
+    if wanted == "all":
+        assert [*native.usable(names)] == ["_cpu_base"]
+        return
+    with pytest.raises(native.BuildError, match=r"FASTKD_CPU_ISAS names avx512, .* does not know"):
+        list(native.usable(names))
 
 
 def test_the_compiler_and_torch_see_one_cpu() -> None:

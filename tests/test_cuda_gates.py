@@ -44,7 +44,8 @@ def kernels() -> Kernels:
     missing = [tool for tool in ("cuobjdump", "nvdisasm") if not find_tool(tool)]
     missing += [] if shutil.which("c++filt") else ["c++filt"]
     if missing:
-        pytest.skip(f"there is no {', '.join(missing)} (pyproject.toml: cuda-gates)")
+        leave = pytest.fail if given else pytest.skip
+        leave(f"there is no {', '.join(missing)} (pyproject.toml: cuda-gates)")
     return read_module(Path(module))
 
 

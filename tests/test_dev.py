@@ -17,8 +17,8 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # it is no installed package
 
 import dev  # noqa: E402
-from build_tools import environment  # noqa: E402
-from build_tools.environment import Failure, Stopped  # noqa: E402
+from build_tools import environment, processes  # noqa: E402
+from build_tools.processes import Failure, Stopped  # noqa: E402
 
 
 def run_dev(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,27 +73,27 @@ def test_tests_run_on_every_core_unless_told_otherwise(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no sleep to run")
 def test_the_first_failure_ends_what_runs_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_stopping", threading.Event())
+    monkeypatch.setattr(processes, "_stopping", threading.Event())
     ended = []
 
     def waits() -> None:
         try:
-            environment.run_quietly(["sleep", "100"])
+            processes.run_quietly(["sleep", "100"])
         finally:
             ended.append("sleep")
-        environment.run_quietly(["sleep", "100"])  # is never started
+        processes.run_quietly(["sleep", "100"])  # is never started
 
     def fails() -> None:
-        while not environment._running:
+        while not processes._running:
             time.sleep(0.01)
         raise Failure("there is no compiler")
 
     with pytest.raises(Failure, match="there is no compiler"):
-        environment.side_by_side(waits, fails)
+        processes.side_by_side(waits, fails)
     assert ended == ["sleep"]
-    assert not environment._running
+    assert not processes._running
     with pytest.raises(Stopped):
-        environment.run_quietly(["sleep", "100"])
+        processes.run_quietly(["sleep", "100"])
 
 
 def test_requirements_are_pinned_once() -> None:

@@ -4,7 +4,7 @@
 import itertools
 
 import pytest
-from quick_suite import GAPS, Words, rotate
+from quick_suite import GAPS, Words, names_a_file, rotate
 from test_values import RUNS
 
 
@@ -52,3 +52,17 @@ def test_every_function_meets_every_backend_and_dtype(request: pytest.FixtureReq
     if GAPS not in request.config.stash:
         pytest.skip("this run leaves nothing out")
     assert request.config.stash[GAPS] == set()
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("tests", False),
+        ("/a.b/tests/", False),
+        ("tests/test_errors.py", True),
+        ("tests/test_errors.py::test_x[a.b]", True),
+        ("README.md", True),
+    ],
+)
+def test_a_file_that_is_named_runs_whole(argument: str, named: bool) -> None:
+    assert names_a_file(argument) == named

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print what runs here, and why: version, native modules, CPU capability."""
+"""Print the version, the native modules in use, and the reason for each that cannot be used."""
 
 import argparse
 import signal
@@ -11,11 +11,11 @@ from fastkd._version import __version__
 def main() -> None:
     """Run the command line."""
     if hasattr(signal, "SIGPIPE"):  # Windows has none
-        # The default ends the process without a word where the reader has left: `... | head -1`.
+        # By default, a closed pipe (`... | head -1`) ends the process without a traceback.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     parser = argparse.ArgumentParser(prog="python -m fastkd", description=__doc__)
     parser.add_argument("--version", action="version", version=f"fastkd {__version__}")
-    parser.add_argument("command", nargs="?", default="info", help="info, which is the only one")
+    parser.add_argument("command", nargs="?", default="info", help="info, the default and only one")
     command = parser.parse_args().command
     if command != "info":
         parser.error(f"there is no command {command!r}, did you mean info?")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a compiler asks. torch._dynamo, which takes a second to import, comes with it."""
+"""What only a compiler asks. Importing this module imports torch._dynamo, which takes a second."""
 
 import torch
 
@@ -14,5 +14,5 @@ def is_served(device: int) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_exporting() -> bool:
-    """torch.compiler.is_exporting, which the compiler of torch 2.10 always takes for true."""
+    """Return torch.compiler.is_exporting(), which torch 2.10's compiler would replace by True."""
     return torch.compiler.is_exporting()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version, the native modules in use, and the reasons why others are not."""
+"""The version, the native modules in use, and the reason for each module that cannot be used."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from fastkd._version import __version__
 
 
 def info() -> dict[str, Any]:
-    """Return the version, the native modules in use, and why each other one did not load.
+    """Return the version, the native modules in use, and why a module cannot be used.
 
     Returns:
         version: the version of fastkd.
@@ -35,7 +35,7 @@ def info() -> dict[str, Any]:
     if archs is None:
         failures["cuda"] = why
     elif torch.cuda.is_available():
-        # Asking about a GPU creates a context on it, so only those in use are asked about.
+        # Asking about a GPU creates a context on it, so only the GPUs in use are asked about.
         for device in sorted({torch.cuda.current_device(), *_backends.known_gpus()}):
             if _backends.loaded_module(device) is None:
                 failures[f"cuda:{device}"] = _backends.failure(device)

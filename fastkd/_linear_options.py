@@ -35,7 +35,7 @@ class LinearKDLossInputs(NamedTuple):
     sample_weight: Tensor | None
     num_items: float | Tensor | None
 
-    # No property: the compiler of torch 2.10 does not trace one of a NamedTuple.
+    # A method: the compiler of torch 2.10 does not trace a property of a NamedTuple.
     def of_student(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """What gets a gradient."""
         return self[:3]

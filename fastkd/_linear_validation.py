@@ -145,5 +145,5 @@ def _check_layer(
 
 
 def autocasts(device: torch.device) -> bool:
-    """Whether torch.autocast is on."""
+    """Whether torch.autocast is on for a device."""
     return has_autocast(device) and torch.is_autocast_enabled(device.type)

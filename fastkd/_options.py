@@ -24,7 +24,7 @@ class KDLossInputs(NamedTuple):
     num_items: float | Tensor | None
     indices: Tensor | None = None  # the classes that a top-k teacher's values are of
 
-    # No property: the compiler of torch 2.10 does not trace one of a NamedTuple.
+    # A method: the compiler of torch 2.10 does not trace a property of a NamedTuple.
     def constants(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """The tensors that get no gradient, but for num_items."""
         return self.teacher, self.target, self.sample_weight, self.indices

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The largest classes of a teacher, for topk_kd_loss and for files of a teacher."""
+"""The largest classes of a teacher, for topk_kd_loss and for storing a teacher."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class TopK(NamedTuple):
 def topk_from_logits(
     teacher_logits: Tensor, k: int, *, temperature: float = 1.0, dim: int = -1
 ) -> TopK:
-    r"""Return the k most probable classes of each row, for `topk_kd_loss` or a file of a teacher.
+    r"""Return the k most probable classes of each row, for `topk_kd_loss` or to store a teacher.
 
     Args:
         teacher_logits: (..., C, ...) with the classes in `dim`; float32, bfloat16, float16 or

@@ -249,6 +249,6 @@ def without(of_dimensions: tuple[T, ...], dim: int) -> tuple[T, ...]:
 
 
 def has_autocast(device: torch.device) -> bool:
-    """Whether torch.autocast takes tensors of a device."""
-    # Known of two: the compiler of torch 2.10 does not trace the question.
+    """Whether torch.autocast supports a device."""
+    # Two are named, because the compiler of torch 2.10 does not trace is_autocast_available.
     return device.type in ("cpu", "cuda") or torch.amp.is_autocast_available(device.type)

@@ -30,7 +30,7 @@ def attention_transfer_loss(
 
     Arithmetic is float32 or better. The kernels keep one number for each position between forward
     and backward. Backward reads the student's features again, so they must not change in place
-    before. Double backward (create_graph) uses the PyTorch reference.
+    before backward. Double backward (create_graph) uses the PyTorch reference.
 
     Features that are all 0 have the map 0 and get the gradient 0. NaN or infinity gives NaN. In the
     kernels, a number whose p-th power overflows float32 (|x| above 1e4 for p = 8) can also give

@@ -77,8 +77,8 @@ def kd_loss(
         beta: weight of the teacher in the mixture of "js": 0, 1, or in [1e-6, 1 - 1e-6]. 0 means
             forward KL and 1 means reverse KL, as in GKD. They are not the limits of the formula: it
             tends to 0 at both ends, as beta times forward KL and as 1 - beta times reverse KL. The
-            error of "js" in float32 is about 1e-8 nats. It is most of a "js" that is smaller than
-            that (beta near an end, or student and teacher nearly equal). Has no effect on the other
+            error of "js" in float32 is about 1e-8 nats, so a smaller "js" (beta near an end, or
+            student and teacher nearly equal) is mostly error. beta has no effect on the other
             divergences.
         dim: the class dimension: -1 for (N, C) and (B, T, V), 1 for (N, C, H, W).
         ignore_index: the target value of rows that do not count.

@@ -39,12 +39,13 @@ def rkd_angle_loss(
     which needs N x N x D and N x N x N numbers.
 
     Two examples no further apart than `eps` have no direction: their cosines are 0 and give them no
-    gradient. If the teacher's examples are further apart, they still add to the loss. Triplets with
-    i = j or k = j add 0. Triplets with i = k have cosine 1 and add 0, unless one side has no
-    direction there. With N = 1 the loss is 0. NaN or infinity in the embeddings gives NaN.
+    gradient. If the same two examples are further apart for the teacher, their triplets still add
+    to the loss. Triplets with i = j or k = j add 0. Triplets with i = k have cosine 1 and add 0,
+    unless one side has no direction there. With N = 1 the loss is 0. NaN or infinity in the
+    embeddings gives NaN.
 
     If two of the student's examples are nearer than 1/64 of the largest distance in the batch (for
-    the teacher: 1e-5), the kernels compute in float64, which takes about four times as long. The
+    the teacher: 1.5e-5), the kernels compute in float64, which takes about four times as long. The
     reason is that the gradients which two near examples give to the others almost cancel. If two
     examples are nearer than 1e-8 of the largest distance, float64 loses digits too.
 

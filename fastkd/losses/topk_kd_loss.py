@@ -59,8 +59,9 @@ def topk_kd_loss(
 
     The student's sum over the other classes leaves out the K classes and is not a difference from
     1, so the loss is finite for logits thousands apart. Student classes at -inf are masked. If the
-    teacher gives a masked class a probability, the loss is +inf. If all other classes are masked,
-    the bucket is empty. A row whose entries are all -inf gives a soft loss of 0. NaN gives NaN.
+    teacher gives a masked class a probability above 0, the loss is +inf. If all other classes are
+    masked, the bucket is empty. A row whose entries are all -inf gives a soft loss of 0. NaN gives
+    NaN.
 
     Arithmetic is float32 or better for every dtype of the logits. The gradient is computed together
     with the loss, in one pass over the student's logits. (CUDA kernels read them twice, the second
@@ -114,9 +115,10 @@ def topk_kd_loss(
             The entries are not checked in tensor subclasses, in transforms, or in float64 under
             torch.compile. A wrong entry then raises an error of PyTorch's own or gives a wrong
             loss.
-        RuntimeError: CUDA refused a kernel, or FASTKD_REQUIRE_NATIVE=1 and there is no kernel. A
-            kernel needs one bit of shared memory per class and 4 bytes per entry of a row: the 64
-            KiB of sm_75 are enough for about 7,700 entries at 262,144 classes.
+        RuntimeError: CUDA refused a kernel or has no room for it, or FASTKD_REQUIRE_NATIVE=1 and
+            there is no kernel. A kernel needs one bit of shared memory per class and 4 bytes per
+            entry of a row. The 64 KiB of sm_75 are enough for about 7,700 entries at 262,144
+            classes.
 
     References:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531.

@@ -219,7 +219,7 @@ def _rows(logits: Tensor, part: slice) -> Tensor:
 
 
 def _unravel(places: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """torch.unravel_index, which would import sympy: half a second at the first call."""
+    """Compute torch.unravel_index, which itself imports sympy, half a second at the first call."""
     indices = []
     for size in reversed(shape):
         indices.append(places % size)

@@ -2,7 +2,7 @@
 """Sets up an environment, builds fastkd in it and runs one command.
 
     python3 dev.py demo      distil a student on real data, and time the loss against eager PyTorch
-    python3 dev.py test      pass the quick tests: each case on one backend; test --all: all of them
+    python3 dev.py test      run the quick tests: each case on one backend; test --all: all tests
     python3 dev.py check     lint, formats, types, layers, spelling, workflows; or some: check mypy
     python3 dev.py bench     measure and draw the benchmark table
     python3 dev.py wheel     build a wheel into dist/; with the CUDA kernels: wheel --cuda
@@ -63,7 +63,7 @@ from build_tools.environment import (
 from build_tools.in_place import compile_in_place, cores, duration, install_in_place
 from build_tools.processes import ROOT, Failure, environ, run_quietly, say, side_by_side, step
 
-CPU_TORCH = "torch==2.13.0+cpu"  # no CUDA build, gigabytes in size, has this version
+CPU_TORCH = "torch==2.13.0+cpu"  # no CUDA build, which takes gigabytes, has this version
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST_TORCH = "2.10"
 
@@ -90,7 +90,7 @@ COMMANDS = ("demo", "test", "check", "bench", "wheel", "gates", "sanitize", "mut
 NEED_NO_TORCH = {"wheel"}
 BUILT_IN_PLACE = {"demo", "test", "bench"}  # the others build what they need themselves
 
-# CPU seconds, of a machine with AVX2 in 2026: what is said before a wait.
+# CPU seconds on a machine with AVX2, for the estimates that are printed.
 SECONDS_OF_TESTS = {"quick": 420, "all": 1500}
 
 CHECKS = {
@@ -115,7 +115,7 @@ print(json.dumps({{"archs": module.archs}}))
 def main() -> int:
     """Run the command line."""
     if hasattr(signal, "SIGPIPE"):  # Windows has none
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it without a word
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it without a traceback
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and ends what it has started
     parser = argparse.ArgumentParser(
         prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -126,7 +126,7 @@ def main() -> int:
     if {"-h", "--help"} & {*given.arguments} and given.command in COMMANDS:
         parser.print_help()
         tool = MODULES.get(given.command)
-        print(f"\nOf the tool: .venv/bin/python -m {tool} --help" if tool else "")
+        print(f"\nOptions of the tool: .venv/bin/python -m {tool} --help" if tool else "")
         return 0
     try:
         if given.command not in COMMANDS:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the native modules with ninja; all else is declared in pyproject.toml.
+"""Compiles the native modules with ninja, and sets the licence and the README of a distribution.
+
+pyproject.toml declares the rest.
 
 Neither torch nor its headers are needed: the kernels get addresses. How a module is compiled stands
 in build_tools.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How setup.py compiles the native modules and dev.py makes environments; never in a wheel.
 
-setup.py                what setuptools has to know
+setup.py                what setuptools needs
   build_tools/native       the modules that are wished for, compiled
   build_tools/modules      a module: its sources and flags
   build_tools/tools        what the environment asks for and the machine has: g++, nvcc

@@ -16,7 +16,7 @@ class Fault:
 
     number: int
     name: str
-    seen: str  # by a user
+    seen: str  # what a user would see
     file: str
     code: str
     fault: str
@@ -24,7 +24,7 @@ class Fault:
     sanitizers: tuple[str, ...] = ()
 
     def problem(self) -> str | None:
-        """What keeps it from being planted."""
+        """Why the fault cannot be planted, or None."""
         path = ROOT / self.file
         found = path.read_text().count(self.code) if path.is_file() and self.code else 0
         if found != 1:
@@ -33,7 +33,7 @@ class Fault:
 
     @property
     def key(self) -> str:
-        """The same for the same fault."""
+        """A key that changes if any field changes."""
         return f"{self.number} {hashlib.sha256(repr(self).encode()).hexdigest()[:16]}"
 
 

@@ -15,7 +15,7 @@ from build_tools.environment import FACTS, ask, pip_install, provide_nvcc, sees_
 from build_tools.processes import ROOT, Failure, process, run_quietly, say, step
 
 OLDEST_CHIP = 75  # that CUDA 13 compiles for
-SECONDS_PER_SOURCE = 5  # of a CPU with AVX2 in 2026
+SECONDS_PER_SOURCE = 5  # CPU seconds on a machine with AVX2, for the estimate that is printed
 
 
 def compile_in_place(python: Path, command: str) -> None:

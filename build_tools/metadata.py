@@ -10,7 +10,8 @@ from urllib.parse import urljoin
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Code is skipped; a picture's or link's beginning comes before its target.
+# Code is matched first, so that it stays as it is. Each other match is the text before a target,
+# and the target.
 MARKDOWN_LINK = re.compile(
     r"(?P<code>(`+)(?!`).*?(?<!`)\2(?!`))"
     r"|(?P<picture>!\[[^\]]*\]\(|<img [^>]*?src=\")(?P<source>[^)\"\s]+)"

@@ -50,7 +50,8 @@ NVCC_FLAGS = (
 
 BINDINGS = "csrc/bindings/module.cpp"
 
-# What takes long to compile, longest first. It starts first, or one core would end a build alone.
+# Files that take long to compile, longest first. They start first, so that no core compiles one
+# alone at the end.
 LONGEST = (
     *("kd_loss_mixed", "kd_loss_float", "kd_loss_bfloat", "module", "decoupled", "kd_loss_"),
     *("attention", "similarity", "topk_kd_loss", "triplets", "rkd_loss"),

@@ -3,8 +3,8 @@
 
 python -m build_tools.mutants [number ...], all faults of tests/planted_faults.toml by default. Each
 goes into a copy of the tree, one module is compiled again, and the quick suite runs up to the first
-failure; where it passes, all tests do. The exit status is 1 where the quick suite does not find a
-fault, unless the fault is one that only sanitizers see.
+failure. If the quick suite passes, all tests run. The exit status is 1 if the quick suite does not
+find a fault, unless only sanitizers can see the fault.
 """
 
 import argparse
@@ -54,9 +54,9 @@ HEAD = """\
 # Planted faults
 
 `python3 dev.py mutants` plants these faults in a copy of the tree, one at a time, and runs the
-quick suite (`dev.py test`) up to the first failure; where it passes, all tests
-(`dev.py test --all`). A fault in C++ is in one build of the kernels, and the others stay right. The
-code of each is in
+quick suite (`dev.py test`) up to the first failure. If the quick suite passes, all tests run
+(`dev.py test --all`). A fault in C++ is compiled into one build of the kernels. The other builds
+stay correct. The code of each fault is in
 [tests/planted_faults.toml](../tests/planted_faults.toml). The last column has the jobs of
 `dev.py sanitize` that were tried. `dev.py mutants --sanitizers --write` writes this page.
 
@@ -145,7 +145,7 @@ def main() -> int:
         TABLE.write_text(table(tried))
     bad = [fault.number for fault in chosen if tried[fault].is_bad(fault)]
     if bad:
-        print(f"to mend: {', '.join(map(str, bad))}")
+        print(f"not found by the quick suite: {', '.join(map(str, bad))}")
     return 1 if bad else 0
 
 
@@ -159,7 +159,7 @@ def files() -> list[str]:
 
 
 def hashed(names: Iterable[str]) -> str:
-    """What results are of."""
+    """A hash of the sources that a result depends on."""
     content = hashlib.sha256()
     for name in names:
         if name.startswith(SOURCES) and name != FAULTS:
@@ -221,13 +221,13 @@ class Tests:
         shutil.copytree(CLEAN, TREE)
 
     def pass_without_fault(self, suite: str) -> None:
-        """Or there is no use in more."""
+        """Run a suite without a fault, and stop if it fails."""
         self.restore()
         found = self.run_suite(suite, "no-fault")
         told = f"{found.how} {found.by} ({found.seconds} s)"
         print(f"without a fault, {suite} tests: {told}", flush=True)
         if found.how != "passed":
-            raise SystemExit("they must pass")
+            raise SystemExit(f"the {suite} tests must pass without a fault")
         self.seconds[suite] = found.seconds
 
     def run_suite(self, suite: str, name: str) -> Run:
@@ -251,7 +251,7 @@ class Tests:
 
 
 def complains(job: str, name: str) -> bool:
-    """Whether a sanitizer does; "cpu" is that of the best instruction set."""
+    """Whether a sanitizer job reports the fault; "cpu" is that of the best instruction set."""
     wanted = f"cpu-{cpu_capabilities()[0]}" if job == "cpu" else job
     status, output = run(f"{name}-{job}", [sys.executable, "-m", "build_tools.sanitize", wanted])
     if status and f"sanitizers complain on {wanted}" not in output:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the native modules that are wished for: python -m build_tools.native, in place.
+"""Compiles the native modules that the environment variables select.
 
-setup.py compiles them for wheels and for `pip install -e .`, and names the variables.
+`python -m build_tools.native` compiles them in place, setup.py for wheels and for
+`pip install -e .`. setup.py lists the variables.
 """
 
 import sys

@@ -34,7 +34,7 @@ class NinjaFile:
     def compile(
         self, folder: str, source: str, compiler: Sequence[str], flags: Sequence[str]
     ) -> str:
-        """Compile a source into the object that is returned, once however often it is asked for."""
+        """Add the compilation of a source once, and return its object."""
         output = f"{folder}/{source}.o"
         edge = [
             f"build {output}: compile {path(ROOT / source)}",

@@ -23,15 +23,15 @@ class Failure(Exception):  # noqa: N818 - it is a sentence for the user
     """What ends dev.py with a message."""
 
 
-class Stopped(Exception):  # noqa: N818 - nobody's mistake
-    """A work was ended, because one beside it has failed."""
+class Stopped(Exception):  # noqa: N818 - not an error of this command
+    """A command was ended because another one failed."""
 
 
 _screen = threading.Lock()
 
 
 def say(text: str, *, passing: bool = False) -> None:
-    """Print a line; a passing one gives way to the next, which a terminal can do only."""
+    """Print a line; on a terminal, the next line overwrites a passing one."""
     with _screen:
         erase = "\r\033[K" if sys.stdout.isatty() else ""
         print(f"{erase}dev.py: {text}", end="" if passing else "\n", flush=True)

@@ -51,7 +51,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != "test_values.py")  # first what tells most
+    items.sort(
+        key=lambda item: item.path.name != "test_values.py"
+    )  # the tests that find most faults first
     if config.option.all or any(quick_suite.names_a_file(argument) for argument in config.args):
         return
     runs = quick_suite.runs(items)
@@ -62,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was collected out of the garbage collector's way: tests of memory call it often."""
+    """Exclude the tests from garbage collection, which tests of memory call often."""
     gc.collect()
     gc.freeze()
 
@@ -88,7 +90,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(params=_backends.cpu_capabilities())
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Serve CPU tensors with one of the CPU's own builds, for what CUDA does in another way."""
+    """Serve CPU tensors with one of the CPU's builds: for tests of what CUDA does differently."""
     with _backends.use_on_cpu(request.param):
         yield request.param
 

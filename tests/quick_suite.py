@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tests run without --all: every combination once, on one backend, by rotation.
+"""Which tests run without --all: each combination of parameters on one backend, by rotation.
 
-A fault of a kernel shows on any geometry, and a fault of a geometry in any dtype. Of tests that
-differ in nothing but the parameters listed in ROTATED, one runs: the one whose backend and dtype
+The choice assumes that a fault of a kernel shows on any geometry, and a fault of a geometry in any
+dtype. Of tests that differ in nothing but the parameters listed in ROTATED, one runs, or more if a
+function has few other combinations. It is the one whose backend and dtype
 have met the other parameters least. So every test function meets every backend and dtype, and so
 does every case that has many geometries. The tests of a file that is named all run.
 """
@@ -55,7 +56,7 @@ def runs(items: Sequence[pytest.Item]) -> list[bool]:
 
 
 def rotate(groups: Groups) -> Iterator[tuple[Words, Words]]:
-    """One variant of each group; with few groups more, so that each backend and dtype is met."""
+    """Yield one variant of each group, or more of few groups: each backend and dtype occurs."""
     variants = {word for group in groups.values() for varied in group for word in varied}
     values = Counter(word.partition("=")[0] for word in variants)
     each = max(1, math.ceil(max(values.values(), default=1) / len(groups)))
@@ -77,7 +78,7 @@ def rotate(groups: Groups) -> Iterator[tuple[Words, Words]]:
 
 
 def gaps(items: Sequence[pytest.Item], chosen: Sequence[bool]) -> set[str]:
-    """What no chosen test of a function meets, though another test of the function would."""
+    """The parameter values that no chosen test of a function has, but another test has."""
     met, available = set(), set()
     for item, run in zip(items, chosen, strict=True):
         if item.get_closest_marker("slow") is None:

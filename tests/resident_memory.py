@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forward and backward hold: python tests/resident_memory.py prints it for every RUN.
+"""What a forward and backward hold: python tests/resident_memory.py prints it for all RUNS.
 
-In a process of its own: a heap that other tests have used may keep a block whose hole the next does
-not fit, and both would count.
+It needs its own process. In a heap that other tests have used, the allocator may keep a freed block
+that is too small for the next buffer. Both blocks would then count.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ def gradient_of(case: LossCase, inputs: Inputs, factor: float) -> torch.Tensor:
 
 
 def measure(case: LossCase, geometry: Geometry) -> tuple[int, int | None]:
-    """The peak in torch's tensors, and in the resident set; None: the system does not tell it."""
+    """The peak in torch's tensors, and in the resident set, if the system reports that."""
     inputs = case.make_inputs(geometry)
     seen = peak_tensor_bytes(lambda: gradient_of(case, inputs, 1.0))
     # The least of a few: the system may bring back what it had taken from an input meanwhile.

@@ -18,7 +18,7 @@ PyMethodDef functions[] = {{"set_parallel_for", &set_parallel_for, METH_O, nullp
 
 }  // namespace
 
-// In Python's own words: pybind11's header would be all that this file takes to compile.
+// Written with Python's C API: pybind11's header would take most of the time to compile this file.
 bool bind_backend(PyObject* module) {
   return PyModule_AddStringConstant(module, "device_type", "cpu") == 0 &&
          PyModule_AddFunctions(module, functions) == 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From Python's objects to Args, and from an Outcome to an exception; the same for every backend.
-// All of csrc/bindings is one translation unit, module.cpp: pybind11 is most of what it costs.
+// All of csrc/bindings is one translation unit, module.cpp: pybind11's header takes most of the
+// time to compile it.
 //
 // A tensor arrives as the tuple (address, dtype code, sizes, strides) that fastkd/_native.py makes.
 // The gate in fastkd/_front.py has seen to types, devices and dispatch; what is checked here again

@@ -3,9 +3,12 @@
 
 The choice assumes that a fault of a kernel shows on any geometry, and a fault of a geometry in any
 dtype. Of tests that differ in nothing but the parameters listed in ROTATED, one runs, or more if a
-function has few other combinations. It is the one whose backend and dtype
-have met the other parameters least. So every test function meets every backend and dtype, and so
-does every case that has many geometries. The tests of a file that is named all run.
+function has few other combinations. It is the one whose backend and dtype have met the other
+parameters least. So every test function meets every backend and dtype, and so does every case that
+has many geometries.
+
+All tests run of a function that is marked `unrotated`: it has few other parameters, and kernels
+have code of their own for each combination. All tests run of a file that is named.
 """
 
 import math
@@ -51,8 +54,11 @@ def runs(items: Sequence[pytest.Item]) -> list[bool]:
         for groups in functions.values()
         for kept, varied in rotate({kept: [*group] for kept, group in groups.items()})
     }
-    slow = [item.get_closest_marker("slow") is not None for item in items]
-    return [place in chosen and not slow[place] for place in range(len(items))]
+    marks = [{mark.name for mark in item.iter_markers()} for item in items]
+    return [
+        (place in chosen or "unrotated" in names) and "slow" not in names
+        for place, names in enumerate(marks)
+    ]
 
 
 def rotate(groups: Groups) -> Iterator[tuple[Words, Words]]:

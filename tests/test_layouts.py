@@ -202,9 +202,11 @@ FEATURE_LAYOUTS = [
     every_second_channel,
 ]
 AWKWARD_LAYOUTS = [cropped, shifted, every_second_class, backwards_in_memory]
+# The kernels read features of every dtype and stride in place.
 HALVES_AND_FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
+@pytest.mark.unrotated
 @HALVES_AND_FLOATS
 @pytest.mark.parametrize("change", FEATURE_LAYOUTS, ids=name)
 def test_features_in_usual_strides_are_read_without_a_copy(
@@ -235,6 +237,7 @@ def test_features_of_any_rank(backend: str, shape: tuple[int, ...]) -> None:
     assert_matches_truth(ATTENTION, ATTENTION.make_inputs(Geometry(shape, 1)))
 
 
+@pytest.mark.unrotated
 @HALVES_AND_FLOATS
 @pytest.mark.parametrize(
     ("student", "teacher"),

@@ -2,9 +2,10 @@
 """The quick suite leaves out no combination: what it has of each case, geometry and backend."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
-from quick_suite import GAPS, Words, names_a_file, rotate
+from quick_suite import GAPS, Words, names_a_file, rotate, runs
 from test_values import RUNS
 
 
@@ -46,6 +47,22 @@ def test_every_backend_runs_each_function(count: int, backends: int) -> None:
 def test_a_function_without_variants_runs_whole() -> None:
     groups = {("case=1",): [()], ("case=2",): [()]}
     assert [*rotate(groups)] == [(("case=1",), ()), (("case=2",), ())]
+
+
+@pytest.mark.parametrize(
+    ("marks", "share"),
+    [((), 0.25), (("unrotated",), 1), (("slow",), 0), (("slow", "unrotated"), 0)],
+)
+def test_marks_say_what_runs(marks: tuple[str, ...], share: float) -> None:
+    items = [
+        SimpleNamespace(
+            nodeid=f"test_x.py::test_x[{case}-{backend}]",
+            callspec=SimpleNamespace(params={"case": case, "backend": backend}),
+            iter_markers=lambda: [SimpleNamespace(name=mark) for mark in marks],
+        )
+        for case, backend in itertools.product(range(8), range(4))
+    ]
+    assert sum(runs(items)) == share * len(items)
 
 
 def test_every_function_meets_every_backend_and_dtype(request: pytest.FixtureRequest) -> None:

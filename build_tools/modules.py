@@ -48,6 +48,11 @@ NVCC_FLAGS = (
     *("-Xptxas", "--warn-on-spills,--warn-on-local-memory-usage"),
 )
 
+# The first chips that get PTX of their own: the kernels' sources tell chips apart at 8.0 and 9.0,
+# and CUDA's headers at 10.0. From the PTX of 8.0 or 10.0, ptxas makes the machine code for 8.6, 8.9
+# and 12.0 that it makes from theirs, byte for byte.
+NEW_PTX = (80, 90, 100)
+
 BINDINGS = "csrc/bindings/module.cpp"
 
 # Files that take long to compile, longest first. They start first, so that no core compiles one
@@ -149,13 +154,26 @@ def cuda_module(nvcc: Sequence[str]) -> Module:
 
 
 def gencodes(archs: Sequence[str]) -> list[str]:
-    """nvcc's words for chips written as 90 or 90+PTX."""
-    flags = []
+    """nvcc's words for chips written as 90 or 90+PTX.
+
+    Most of a chip's time goes into its PTX, so the chips of a family share that of the first.
+    """
+    families: dict[int | str, list[str]] = {}
     for arch in archs:
-        number = arch.removesuffix("+PTX")
-        codes = [f"sm_{number}"] + ([f"compute_{number}"] if arch != number else [])
-        flags += [f"-gencode=arch=compute_{number},code=[{','.join(codes)}]"]
+        families.setdefault(family(arch.removesuffix("+PTX")), []).append(arch)
+    flags = []
+    for chips in families.values():
+        numbers = [chip.removesuffix("+PTX") for chip in chips]
+        first = min(numbers, key=lambda number: int(number.rstrip("af")))
+        codes = [f"sm_{number}" for number in numbers]
+        codes += [f"compute_{first}"] if numbers != chips else []
+        flags += [f"-gencode=arch=compute_{first},code=[{','.join(codes)}]"]
     return flags
+
+
+def family(arch: str) -> int | str:
+    """The chips that share PTX; 90a, 100f and their like share none: no other chip runs it."""
+    return sum(int(arch) >= first for first in NEW_PTX) if arch.isdecimal() else arch
 
 
 def emulated_module() -> Module:

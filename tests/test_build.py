@@ -132,11 +132,25 @@ def test_chips_that_nvcc_does_not_know_are_an_error(
         tools.cuda_archs([fake_nvcc])
 
 
-def test_code_and_ptx_are_asked_for() -> None:
-    assert modules.gencodes(["80", "90+PTX"]) == [
-        "-gencode=arch=compute_80,code=[sm_80]",
-        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
-    ]
+@pytest.mark.parametrize(
+    ("chips", "asked"),
+    [
+        ("80;90+PTX", ("80,code=[sm_80]", "90,code=[sm_90,compute_90]")),
+        ("75;100f;100", ("75,code=[sm_75]", "100f,code=[sm_100f]", "100,code=[sm_100]")),
+        ("89+PTX;86;120;103", ("86,code=[sm_89,sm_86,compute_86]", "103,code=[sm_120,sm_103]")),
+    ],
+)
+def test_code_and_ptx_are_asked_for(chips: str, asked: tuple[str, ...]) -> None:
+    words = [f"-gencode=arch=compute_{codes}" for codes in asked]
+    assert modules.gencodes(chips.split(";")) == words
+
+
+def test_sources_tell_chips_apart_only_where_new_ptx_begins() -> None:
+    sources = Path(modules.ROOT, "csrc").rglob("*.[ch]*")
+    code = "\n".join(path.read_text() for path in sources)
+    steps = re.findall(r"__CUDA_ARCH__ (?:<|>=) (\d+)", code)
+    assert len(steps) == code.count("__CUDA_ARCH__") - code.count("defined(__CUDA_ARCH__)") > 0
+    assert {int(step) for step in steps} <= {10 * chip for chip in modules.NEW_PTX}
 
 
 @on_linux

@@ -40,6 +40,10 @@ def wished_for() -> list[str]:
     if _wanted("FASTKD_CUDA", tools.why_not_cuda, "building for the CPU only"):
         names.append("_cuda")
     if tools.switched_on("FASTKD_EMULATOR"):
+        if not modules.emulator_runs():
+            raise SystemExit(
+                "fastkd: FASTKD_EMULATOR=1, but the emulator runs on x86-64 Linux only"
+            )
         names.append("_cuda_emulated")
     return names
 
@@ -69,7 +73,8 @@ def compile_modules(outputs: Mapping[str, Path]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     compiler = tools.find_compiler()
     built = {modules.module(name, compiler): output for name, output in outputs.items()}
-    if not ninja_build.run(FOLDER, ninja_build.modules_file(compiler, built, FOLDER)):
+    build = ninja_build.modules_file(compiler, built, FOLDER)
+    if not ninja_build.run(FOLDER, "build.ninja", build):
         ways_out = WAYS_OUT_OF_CUDA if any(module.nvcc for module in built) else WAYS_OUT
         raise BuildError(f"the native modules do not compile, see above; {ways_out}")
 

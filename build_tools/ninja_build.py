@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build.ninja: what to compile and to link, all of it in one build."""
+"""Files for ninja: what to compile and to link, all of it in one build."""
 
 import os
 import re
@@ -44,6 +44,17 @@ class NinjaFile:
         assert self._compiled.setdefault(output, (source, edge)) == (source, edge)
         return output
 
+    def kernels(self, module: Module, compiler: Sequence[str]) -> list[str]:
+        """Add the kernels of a module, and return their objects."""
+        objects = []
+        for source in module.kernels:
+            if module.nvcc and source.endswith(".cu"):
+                command, flags = module.nvcc, modules.nvcc_flags(module)
+            else:
+                command, flags = tuple(compiler), modules.cxx_flags(*module.flags)
+            objects.append(self.compile(module.name, source, command, flags))
+        return objects
+
     def link(self, output: Path, objects: Sequence[str], linker: Sequence[str]) -> None:
         """Link objects."""
         self._linked += [
@@ -65,13 +76,8 @@ def modules_file(compiler: Sequence[str], outputs: Mapping[Module, Path], folder
         objects = [
             build.compile("python", modules.BINDINGS, compiler, shared),
             build.compile("python", module.backend, compiler, [*shared, *module.backend_flags]),
+            *build.kernels(module, compiler),
         ]
-        for source in module.kernels:
-            if module.nvcc and source.endswith(".cu"):
-                command, flags = module.nvcc, modules.nvcc_flags(module)
-            else:
-                command, flags = tuple(compiler), modules.cxx_flags(*module.flags)
-            objects.append(build.compile(module.name, source, command, flags))
         build.link(output, objects, linker(compiler, module, folder))
     return str(build)
 
@@ -88,8 +94,11 @@ def linker(compiler: Sequence[str], module: Module, folder: Path) -> list[str]:
     return [*(module.nvcc or compiler), "-shared", *exported, *module.link_flags]
 
 
-def run(folder: Path, text: str) -> bool:
-    """Build in a folder, and say whether that worked; ninja's words go to the build's output."""
+def run(folder: Path, file: str, text: str) -> bool:
+    """Build what a file says in its folder, and say whether that worked.
+
+    The files of a folder share their objects. ninja's words go to the build's output.
+    """
     import fcntl  # noqa: PLC0415 - Windows, where nothing is compiled, has none
 
     import ninja  # noqa: PLC0415 - a build requirement, absent when nothing is compiled
@@ -97,10 +106,10 @@ def run(folder: Path, text: str) -> bool:
     jobs = os.environ.get("MAX_JOBS", "")
     if jobs and not (jobs.isdecimal() and int(jobs) > 0):
         raise SystemExit(f"fastkd: MAX_JOBS must be a whole number above 0, got {jobs!r}")
-    command = [str(Path(ninja.BIN_DIR) / "ninja"), *(["-j", jobs] if jobs else [])]
+    command = [str(Path(ninja.BIN_DIR) / "ninja"), "-f", file, *(["-j", jobs] if jobs else [])]
     with (folder / "lock").open("w") as lock:  # a second build waits for the first
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "build.ninja").write_text(text, encoding="utf-8")
+        (folder / file).write_text(text, encoding="utf-8")
         return _run(command, folder)
 
 
@@ -115,10 +124,10 @@ def _run(command: Sequence[str], folder: Path) -> bool:
 
 
 def path(file: Path) -> str:
-    """A path as build.ninja writes it."""
+    """A path as ninja reads it."""
     return str(file).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def shell(words: Sequence[str]) -> str:
-    """A command line as build.ninja writes it."""
+    """A command line as ninja reads it."""
     return shlex.join(words).replace("$", "$$")

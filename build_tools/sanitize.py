@@ -9,7 +9,6 @@ cuda-valgrind  the CUDA kernels on the emulator: reads of what nobody wrote
 
 import argparse
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from build_tools import modules, ninja_build, tools
+from build_tools import modules, native, ninja_build, tools
 from fastkd._backends import cpu_capabilities
 
 ROOT = modules.ROOT
-FOLDER = ROOT / "build" / "sanitize"
+FOLDER = native.FOLDER  # what a job takes from a module compiles once
 ASAN = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 TSAN = ("-fsanitize=thread",)
 DEBUG = ("-O1", "-g1", "-w", f"-I{ROOT / 'csrc'}", "-pthread")
@@ -39,6 +38,7 @@ class Job:
     flags: tuple[str, ...]
     link_flags: tuple[str, ...] = ()
     emulator_flags: tuple[str, ...] = ()  # for csrc/emulator besides
+    kernels: modules.Module | None = None  # whose kernels are linked too, as they are
     runner: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
@@ -59,7 +59,7 @@ def jobs() -> dict[str, Job]:
         )
         for isa in cpu_capabilities()
     }
-    if (sys.platform, platform.machine()) == ("linux", "x86_64"):
+    if modules.emulator_runs():
         return {**cuda_jobs(), **programs}  # those that run longest first
     return programs
 
@@ -68,12 +68,18 @@ def cuda_jobs() -> dict[str, Job]:
     """The jobs on the emulator."""
     sources = ("csrc/tests/sanitize_cuda.cpp", *modules.emulated_sources())
     common = (*modules.FLAGS, *modules.EMULATOR_FLAGS, *DEBUG)
+    # What sees csrc/emulator/sanitizer.h; valgrind runs the rest as the tests do.
+    own = tuple(
+        source for source in sources if source.startswith(("csrc/emulator/", "csrc/tests/"))
+    )
+    kernels = tuple(source for source in sources if source not in own)
     brief = ("brief",)
     return {
         "cuda-asan": Job(sources, (*common, *ASAN), ASAN),
         "cuda-valgrind": Job(
-            sources,
+            own,
             (*common, "-DFASTKD_VALGRIND"),
+            kernels=replace(modules.emulated_module(), kernels=kernels),
             runner=("valgrind", "--quiet", "--error-exitcode=9"),
             arguments=brief,
         ),
@@ -106,7 +112,8 @@ def main() -> int:
         available["cuda-asan"] = replace(available["cuda-asan"], arguments=("all",))
     FOLDER.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    if not ninja_build.run(FOLDER, str(programs_file({name: available[name] for name in wanted}))):
+    programs = programs_file({name: available[name] for name in wanted})
+    if not ninja_build.run(FOLDER, "sanitize.ninja", str(programs)):
         raise SystemExit("the sanitizer build failed, see above")
     print(f"built {len(wanted)} programs ({time.monotonic() - start:.0f} s)", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the programs run on one core each
@@ -124,6 +131,7 @@ def programs_file(wanted: Mapping[str, Job]) -> ninja_build.NinjaFile:
         objects = [
             build.compile(name, source, compiler, job.flags_of(source)) for source in job.sources
         ]
+        objects += build.kernels(job.kernels, compiler) if job.kernels else []
         build.link(program(name), objects, [*compiler, *job.link_flags, "-pthread"])
     return build
 

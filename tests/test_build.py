@@ -64,7 +64,7 @@ def test_unusable_job_count_is_an_error(
     pytest.importorskip("ninja")
     monkeypatch.setenv("MAX_JOBS", jobs)
     with pytest.raises(SystemExit, match=f"MAX_JOBS must be a whole number above 0, got '{jobs}'"):
-        ninja_build.run(tmp_path, "")
+        ninja_build.run(tmp_path, "build.ninja", "")
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def test_emulator_never_gets_into_a_wheel(tmp_path: Path) -> None:
 def test_no_older_module_stays_beside_new_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ninja_build, "run", lambda folder, text: True)
+    monkeypatch.setattr(ninja_build, "run", lambda folder, file, text: True)
     monkeypatch.setattr(native, "FOLDER", tmp_path / "build")
     for name in ("_cpu_base.py311.so", "_cuda_emulated.py311.so", "_cpu_base.py312.so", "_core.py"):
         (tmp_path / name).touch()

@@ -91,7 +91,7 @@ NEED_NO_TORCH = {"wheel"}
 BUILT_IN_PLACE = {"demo", "test", "bench"}  # the others build what they need themselves
 
 # CPU seconds on a machine with AVX2, for the estimates that are printed.
-SECONDS_OF_TESTS = {"quick": 420, "all": 1500}
+SECONDS_OF_TESTS = {"quick": 420, "all": 1000}
 
 CHECKS = {
     "ruff": ["ruff", "check", "--quiet", "."],

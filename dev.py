@@ -60,8 +60,17 @@ from build_tools.environment import (
     requirements,
     sees_gpu,
 )
-from build_tools.in_place import compile_in_place, cores, duration, install_in_place
-from build_tools.processes import ROOT, Failure, environ, run_quietly, say, side_by_side, step
+from build_tools.in_place import compile_in_place, duration, install_in_place
+from build_tools.processes import (
+    ROOT,
+    Failure,
+    cores,
+    environ,
+    run_quietly,
+    say,
+    side_by_side,
+    step,
+)
 
 CPU_TORCH = "torch==2.13.0+cpu"  # no CUDA build, which takes gigabytes, has this version
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"

@@ -5,14 +5,14 @@ Needs the standard library only.
 """
 
 import os
-import platform
 import re
 import sys
 import time
 from pathlib import Path
 
+from build_tools import modules
 from build_tools.environment import FACTS, ask, pip_install, provide_nvcc, sees_gpu
-from build_tools.processes import ROOT, Failure, process, run_quietly, say, step
+from build_tools.processes import ROOT, Failure, cores, process, run_quietly, say, step
 
 OLDEST_CHIP = 75  # that CUDA 13 compiles for
 SECONDS_PER_SOURCE = 5  # CPU seconds on a machine with AVX2, for the estimate that is printed
@@ -58,7 +58,7 @@ def build_wishes(command: str) -> dict[str, str]:
     chips = gpu_archs()
     if chips:
         wishes |= {"FASTKD_CUDA": "1", "FASTKD_CUDA_ARCHS": ";".join(chips)}
-    if command == "test" and (sys.platform, platform.machine()) == ("linux", "x86_64"):
+    if command == "test" and modules.emulator_runs():
         wishes["FASTKD_EMULATOR"] = "1"
     return {name: os.environ.get(name) or wish for name, wish in wishes.items()}
 
@@ -77,8 +77,3 @@ def duration(cpu_seconds: float) -> str:
     seconds = cpu_seconds / cores()
     about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
     return f"about {about} on {cores()} cores"
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -156,7 +156,7 @@ def cuda_module(nvcc: Sequence[str]) -> Module:
 def gencodes(archs: Sequence[str]) -> list[str]:
     """nvcc's words for chips written as 90 or 90+PTX.
 
-    Most of a chip's time goes into its PTX, so the chips of a family share that of the first.
+    Half of a chip's time goes into its PTX, so the chips of a family share the PTX of the first.
     """
     families: dict[int | str, list[str]] = {}
     for arch in archs:

@@ -72,7 +72,7 @@ def process(command: Sequence[str | Path], **environment: str) -> Iterator["subp
     ) as running:  # fmt: skip
         _running.add(running)
         try:
-            if _stopping.is_set():  # meanwhile
+            if _stopping.is_set():  # since the command was started
                 raise Stopped
             yield running
         except BaseException:
@@ -111,3 +111,8 @@ def environ(**more: str) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
         **more,
     }
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from build_tools import modules, native, ninja_build, tools
+from build_tools.processes import cores
 from fastkd._backends import cpu_capabilities
 
 ROOT = modules.ROOT
@@ -68,7 +69,7 @@ def cuda_jobs() -> dict[str, Job]:
     """The jobs on the emulator."""
     sources = ("csrc/tests/sanitize_cuda.cpp", *modules.emulated_sources())
     common = (*modules.FLAGS, *modules.EMULATOR_FLAGS, *DEBUG)
-    # What sees csrc/emulator/sanitizer.h; valgrind runs the rest as the tests do.
+    # These see csrc/emulator/sanitizer.h; valgrind gets the other objects of the emulator module.
     own = tuple(
         source for source in sources if source.startswith(("csrc/emulator/", "csrc/tests/"))
     )
@@ -116,7 +117,7 @@ def main() -> int:
     if not ninja_build.run(FOLDER, "sanitize.ninja", str(programs)):
         raise SystemExit("the sanitizer build failed, see above")
     print(f"built {len(wanted)} programs ({time.monotonic() - start:.0f} s)", flush=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the programs run on one core each
+    with ThreadPoolExecutor(cores()) as pool:  # the programs run on one core each
         passed = pool.map(passes, wanted, [available[name] for name in wanted])
         failed = [name for name, good in zip(wanted, passed, strict=True) if not good]
     print(f"sanitizers complain on {', '.join(failed) or 'nothing'}")

@@ -16,9 +16,10 @@ PROBE = "#include <cmath>\n#include <vector>\nint main() { return 0; }\n"
 TOOLKIT = 'pip install "cuda-toolkit[nvcc,cudart,cccl]==13.0.*"'
 
 # What a wheel carries. Code for 8.0 runs on 8.6 and 8.9 too, where nvcc's own differs by some ten
-# instructions in two thousand; the two would add an eighth to the build and 1.3 MB. The PTX is for
-# chips that have no code here, 11.0 and those to come, which compile it at the first call: 9.0's
-# serves more of them than 12.0's would, and the kernels use nothing that is newer.
+# instructions in two thousand; the two would add about a fifth to the build (an estimate, by the
+# times of nvcc's parts in docs/cuda-kernels.md) and 1.3 MB. The PTX is for chips that have no code
+# here, 11.0 and those to come, which compile it at the first call: 9.0's serves more of them than
+# 12.0's would, and the kernels use nothing that is newer.
 CUDA_ARCHS = ("75", "80", "90+PTX", "100", "120")
 
 

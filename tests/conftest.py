@@ -51,9 +51,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(
-        key=lambda item: item.path.name != "test_values.py"
-    )  # the tests that find most faults first
+    items.sort(key=lambda item: item.path.name != "test_values.py")  # what finds most faults first
     if config.option.all or any(quick_suite.names_a_file(argument) for argument in config.args):
         return
     runs = quick_suite.runs(items)

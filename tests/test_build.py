@@ -103,6 +103,17 @@ def test_nvcc_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @on_linux
+def test_the_emulator_is_refused_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTKD_CUDA", "0")
+    monkeypatch.setenv("FASTKD_EMULATOR", "1")
+    monkeypatch.setattr(modules, "emulator_runs", lambda: True)
+    assert "_cuda_emulated" in native.wished_for()
+    monkeypatch.setattr(modules, "emulator_runs", lambda: False)
+    with pytest.raises(SystemExit, match="the emulator runs on x86-64 Linux only"):
+        native.wished_for()
+
+
+@on_linux
 def test_cuda_is_built_where_there_is_an_nvcc(
     monkeypatch: pytest.MonkeyPatch, fake_nvcc: str
 ) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ NO_EMULATOR = "the emulator is built on x86-64 Linux, in the source tree"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run all tests, not the quick suite alone")
+    parser.addoption(
+        "--part",
+        type=quick_suite.part_of,
+        metavar="I/N",
+        help="run the I-th of N parts of the tests",
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -45,20 +51,25 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out whole files, unless they are named on the command line."""
     left_out = () if config.option.all else quick_suite.ONLY_WITH_ALL
-    if not torch.cuda.is_available():
-        left_out = (*left_out, "test_cuda_device*.py")
     return any(collection_path.match(pattern) for pattern in left_out) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_values.py")  # what finds most faults first
-    if config.option.all or any(quick_suite.names_a_file(argument) for argument in config.args):
-        return
-    runs = quick_suite.runs(items)
-    config.stash[quick_suite.GAPS] = quick_suite.gaps(items, runs)
-    left_out = [item for item, run in zip(items, runs, strict=True) if not run]
+    if not (config.option.all or any(map(quick_suite.names_a_file, config.args))):
+        runs = quick_suite.runs(items)
+        config.stash[quick_suite.GAPS] = quick_suite.gaps(items, runs)
+        keep(config, items, runs)
+    if config.option.part:
+        part, parts = config.option.part
+        keep(config, items, [place % parts == part - 1 for place in range(len(items))])
+
+
+def keep(config: pytest.Config, items: list[pytest.Item], wanted: Sequence[bool]) -> None:
+    """Deselect the other tests."""
+    left_out = [item for item, run in zip(items, wanted, strict=True) if not run]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item, run in zip(items, runs, strict=True) if run]
+    items[:] = [item for item, run in zip(items, wanted, strict=True) if run]
 
 
 def pytest_collection_finish() -> None:

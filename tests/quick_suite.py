@@ -11,6 +11,7 @@ All tests run of a function that is marked `unrotated`: it has few other paramet
 have code of their own for each combination. All tests run of a file that is named.
 """
 
+import argparse
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,14 @@ Groups = Mapping[Words, Sequence[Words]]  # what is kept -> what varies
 def names_a_file(argument: str) -> bool:
     """Whether an argument of pytest is a file, or a test in one, and no folder."""
     return Path(argument.partition("::")[0]).suffix != ""
+
+
+def part_of(argument: str) -> tuple[int, int]:
+    """I and N of "I/N"."""
+    number, _, count = argument.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, as in 2/4, got {argument}")
+    return int(number), int(count)
 
 
 def runs(items: Sequence[pytest.Item]) -> list[bool]:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels on a real GPU: every variant of csrc/cuda/plan.h against float64.
+"""All losses on a real GPU: every option, dtype, layout and many shapes against float64.
 
 The emulator runs the same kernels on the CPU in the other files. Here the machine code runs, which
-is why shapes are many and nothing else is looked at. Short rows come first: a kernel that hangs
-takes the tests behind it along.
+is why shapes are many and nothing else is looked at. test_cuda_device_kernels.py has less of each.
 """
 
 from collections.abc import Callable
@@ -11,21 +10,27 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import KD_LOSS, LOGIT_CASES, Geometry, Inputs, LossCase
+from devices import DEVICE, some
+from logit_cases import KD_CASES
+from test_cuda_device_kernels import assert_kernels_match
 from test_layouts import COPIED, IN_PLACE, name, shifted, sliced, with_layout
-from test_values import MIXTURES, OTHERS, assert_matches_truth, value_and_grad
+from test_values import (
+    MIXED_RUNS,
+    MIXTURES,
+    OTHERS,
+    RUNS,
+    assert_matches_truth,
+    value_and_grad,
+)
 from tolerance import GRAD_FLOOR, HALF_UNIT, relative_error
 from torch import Tensor
 
 import fastkd
 
-DEVICE = "cuda"
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
-every_case = pytest.mark.parametrize("case", LOGIT_CASES, ids=str)
+pytestmark = pytest.mark.cuda
+every_case = pytest.mark.parametrize("case", some(LOGIT_CASES, 3), ids=str)
 plain_case = pytest.mark.parametrize("case", [KD_LOSS], ids=str)
 every_dtype = pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 
@@ -70,35 +75,38 @@ def inputs_for(
     return case.make_inputs(geometry, student_dtype, teacher_dtype).on(DEVICE)
 
 
-def assert_kernel_matches(kernel_calls: list[str], case: LossCase, inputs: Inputs) -> None:
-    """Loss and gradient against float64, by the kernel and not by the reference."""
-    assert_matches_truth(case, inputs)
-    assert kernel_calls == [case.loss, "scale_gradient"]
+@pytest.mark.parametrize(("case", "geometry", "dtype"), some(RUNS, 20))
+def test_every_loss(
+    kernel_calls: list[str], case: LossCase, geometry: Geometry, dtype: torch.dtype
+) -> None:
+    assert_matches_truth(case, case.make_inputs(geometry, dtype).on(DEVICE))
+    assert case.kernels.forward in kernel_calls
 
 
-def test_the_gpu_has_its_module() -> None:
-    info = fastkd.info()
-    assert info["cuda"] is not None
-    assert not [key for key in info["failures"] if key.startswith("cuda")]
+@pytest.mark.parametrize(("case", "geometry", "dtypes"), some(MIXED_RUNS, 10))
+def test_every_loss_of_mixed_types(
+    case: LossCase, geometry: Geometry, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    assert_matches_truth(case, case.make_inputs(geometry, *dtypes).on(DEVICE))
 
 
-@pytest.mark.parametrize("classes", SHORT)
+@pytest.mark.parametrize("classes", some(SHORT))
 @every_dtype
 @every_case
 def test_short_rows(
     kernel_calls: list[str], case: LossCase, dtype: torch.dtype, classes: int
 ) -> None:
     inputs = inputs_for(case, Geometry((rows_of(classes), classes)), dtype)
-    assert_kernel_matches(kernel_calls, case, inputs)
+    assert_kernels_match(kernel_calls, case, inputs)
 
 
-@pytest.mark.parametrize("geometry", MAPS, ids=str)
+@pytest.mark.parametrize("geometry", some(MAPS), ids=str)
 @every_dtype
 @every_case
 def test_maps(
     kernel_calls: list[str], case: LossCase, dtype: torch.dtype, geometry: Geometry
 ) -> None:
-    assert_kernel_matches(kernel_calls, case, inputs_for(case, geometry, dtype))
+    assert_kernels_match(kernel_calls, case, inputs_for(case, geometry, dtype))
 
 
 @plain_case
@@ -106,11 +114,11 @@ def test_maps(
 def test_more_rows_than_a_grid_has_in_other_dimensions(
     kernel_calls: list[str], case: LossCase, dtype: torch.dtype
 ) -> None:
-    assert_kernel_matches(kernel_calls, case, inputs_for(case, Geometry((300_001, 3)), dtype))
+    assert_kernels_match(kernel_calls, case, inputs_for(case, Geometry((300_001, 3)), dtype))
 
 
-@pytest.mark.parametrize("classes", [1, 10, 300, 1000, 2100])
-@pytest.mark.parametrize("dtypes", MIXTURES, ids=lambda d: f"{d[0]}-{d[1]}")
+@pytest.mark.parametrize("classes", some([1, 10, 300, 1000, 2100]))
+@pytest.mark.parametrize("dtypes", some(MIXTURES), ids=lambda d: f"{d[0]}-{d[1]}")
 @every_case
 def test_dtype_mixtures(
     kernel_calls: list[str],
@@ -119,11 +127,11 @@ def test_dtype_mixtures(
     classes: int,
 ) -> None:
     inputs = inputs_for(case, Geometry((rows_of(classes), classes)), *dtypes)
-    assert_kernel_matches(kernel_calls, case, inputs)
+    assert_kernels_match(kernel_calls, case, inputs)
 
 
-@pytest.mark.parametrize("geometry", MAPS[1:5], ids=str)
-@pytest.mark.parametrize("dtypes", MIXTURES, ids=lambda d: f"{d[0]}-{d[1]}")
+@pytest.mark.parametrize("geometry", some(MAPS[1:5]), ids=str)
+@pytest.mark.parametrize("dtypes", some(MIXTURES), ids=lambda d: f"{d[0]}-{d[1]}")
 @plain_case
 def test_dtype_mixtures_of_maps(
     case: LossCase, dtypes: tuple[torch.dtype, torch.dtype], geometry: Geometry
@@ -134,7 +142,7 @@ def test_dtype_mixtures_of_maps(
 @plain_case
 @every_dtype
 @pytest.mark.parametrize("which", ["student", "teacher", "both"])
-@pytest.mark.parametrize(("geometry", "change"), IN_PLACE + COPIED, ids=name)
+@pytest.mark.parametrize(("geometry", "change"), some(IN_PLACE + COPIED), ids=name)
 def test_any_strides(
     case: LossCase,
     dtype: torch.dtype,
@@ -156,7 +164,7 @@ def test_any_grad_loss_costs_one_more_rounding(case: LossCase, dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
 @pytest.mark.parametrize("as_map", [False, True], ids=["rows", "maps"])
-@pytest.mark.parametrize("classes", [10, 300, 1000, 3000, 9000])
+@pytest.mark.parametrize("classes", some([10, 300, 1000, 3000, 9000]))
 def test_masked_and_equal_logits(classes: int, as_map: bool, dtype: torch.dtype) -> None:
     geometry = Geometry((4, classes, 6), 1) if as_map else Geometry((24, classes))
     case = next(case for case in LOGIT_CASES if case.options.get("reduction") == "none")
@@ -184,7 +192,7 @@ def test_masked_and_equal_logits(classes: int, as_map: bool, dtype: torch.dtype)
     assert relative_error(leaf.grad[kept], short.grad.flatten()) < 1e-5 + HALF_UNIT[dtype]
 
 
-@pytest.mark.parametrize("classes", [3, 100, 1000, 3000, 9000, 140001])
+@pytest.mark.parametrize("classes", some([3, 100, 1000, 3000, 9000, 140001]))
 @every_dtype
 def test_a_row_has_the_same_bits_in_every_run_and_place(classes: int, dtype: torch.dtype) -> None:
     case = next(case for case in LOGIT_CASES if case.options.get("reduction") == "none")
@@ -203,22 +211,22 @@ def test_a_row_has_the_same_bits_in_every_run_and_place(classes: int, dtype: tor
         assert grad_part.equal(grad[7:9])
 
 
-@pytest.mark.parametrize("classes", LONG)
+@pytest.mark.parametrize("classes", some(LONG))
 @every_dtype
 @every_case
 def test_long_rows(
     kernel_calls: list[str], case: LossCase, dtype: torch.dtype, classes: int
 ) -> None:
     inputs = inputs_for(case, Geometry((rows_of(classes), classes)), dtype)
-    assert_kernel_matches(kernel_calls, case, inputs)
+    assert_kernels_match(kernel_calls, case, inputs)
 
 
 @pytest.mark.parametrize(
     ("student_classes", "teacher_classes"),
-    [(37, 50), (50, 37), (300, 310), (1003, 1000), (2000, 2100), (9000, 9008), (9008, 9000)],
+    some([(37, 50), (50, 37), (300, 310), (1003, 1000), (2000, 2100), (9000, 9008), (9008, 9000)]),
 )
-@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16), (BF16, F32)], ids=str)
-@every_case
+@pytest.mark.parametrize("dtypes", some([(F32, F32), (BF16, BF16), (BF16, F32)]), ids=str)
+@pytest.mark.parametrize("case", some(KD_CASES), ids=str)
 def test_common_vocab(
     kernel_calls: list[str],
     case: LossCase,
@@ -230,23 +238,23 @@ def test_common_vocab(
     wider = inputs_for(case, Geometry((5, teacher_classes)), *dtypes)
     keywords = {**inputs.keywords, "common_vocab": True}
     inputs = Inputs((inputs.tensors[0], wider.tensors[1]), keywords)
-    assert_kernel_matches(kernel_calls, case, inputs)
+    assert_kernels_match(kernel_calls, case, inputs)
 
 
-@pytest.mark.parametrize("classes", LONGEST)
+@pytest.mark.parametrize("classes", some(LONGEST, 1))
 @every_dtype
 @every_case
 def test_longest_rows(
     kernel_calls: list[str], case: LossCase, dtype: torch.dtype, classes: int
 ) -> None:
     inputs = inputs_for(case, Geometry((2, classes)), dtype)
-    assert_kernel_matches(kernel_calls, case, inputs)
+    assert_kernels_match(kernel_calls, case, inputs)
 
 
 @plain_case
 @every_dtype
 @pytest.mark.parametrize("which", ["student", "both"])
-@pytest.mark.parametrize(("geometry", "change"), LONG_LAYOUTS, ids=name)
+@pytest.mark.parametrize(("geometry", "change"), some(LONG_LAYOUTS), ids=name)
 def test_sliced_and_shifted_long_rows(
     case: LossCase,
     dtype: torch.dtype,

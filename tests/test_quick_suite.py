@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quick suite leaves out no combination: what it has of each case, geometry and backend."""
 
+import argparse
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from quick_suite import GAPS, Words, names_a_file, rotate, runs
+from conftest import pytest_collection_modifyitems
+from quick_suite import GAPS, Words, names_a_file, part_of, rotate, runs
 from test_values import RUNS
 
 
@@ -83,3 +87,23 @@ def test_every_function_meets_every_backend_and_dtype(request: pytest.FixtureReq
 )
 def test_a_file_that_is_named_runs_whole(argument: str, named: bool) -> None:
     assert names_a_file(argument) == named
+
+
+def test_parts_are_the_whole() -> None:
+    tests = [SimpleNamespace(path=Path("test_x.py"), number=number) for number in range(8)]
+    parts = []
+    for part in ("1/3", "2/3", "3/3"):
+        config: Any = SimpleNamespace(
+            option=SimpleNamespace(all=True, part=part_of(part)),
+            hook=SimpleNamespace(pytest_deselected=lambda items: None),
+        )
+        items: list[Any] = [*tests]
+        pytest_collection_modifyitems(config, items)
+        parts.append([item.number for item in items])
+    assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+@pytest.mark.parametrize("argument", ["", "2", "0/3", "4/3", "1/x", "1/0"])
+def test_a_part_that_is_none_is_refused(argument: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be I/N"):
+        part_of(argument)

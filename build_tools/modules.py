@@ -58,7 +58,7 @@ BINDINGS = "csrc/bindings/module.cpp"
 # Files that take long to compile, longest first. They start first, so that no core compiles one
 # alone at the end.
 LONGEST = (
-    *("kd_loss_mixed", "kd_loss_float", "kd_loss_bfloat", "module", "decoupled", "kd_loss_"),
+    *("forward_kl", "module", "decoupled", "refining", "reverse_kl", "kd_loss_"),
     *("attention", "similarity", "topk_kd_loss", "triplets", "rkd_loss"),
 )
 
@@ -144,7 +144,7 @@ def cuda_module(nvcc: Sequence[str]) -> Module:
     return Module(
         "_cuda",
         "csrc/backends/cuda.cpp",
-        sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
+        sources("csrc/cuda/*.cpp", "csrc/cuda/**/*.cu"),
         backend_flags=(chips,),
         nvcc=tuple(nvcc),
         nvcc_flags=(*NVCC_FLAGS, *smallest, *werror, *gencodes(archs), chips),
@@ -197,7 +197,7 @@ def emulated_sources() -> tuple[str, ...]:
     """The CUDA kernels and what they run on, without Python."""
     found = sources(
         *("csrc/backends/simulated_chip.cpp", "csrc/emulator/*.cpp"),
-        *("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
+        *("csrc/cuda/*.cpp", "csrc/cuda/**/*.cu"),
     )
     return tuple(source for source in found if source != "csrc/cuda/device_problem.cu")
 

@@ -1,9 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-#include "cuda/kd_loss.h"
-
-namespace fastkd::cuda {
-
-template Outcome kd_loss_of<AnyType>(const LogitArgs&, const RowOptions&, const KdLossOptions&,
-                                     const Plan&);
-
-}  // namespace fastkd::cuda

@@ -23,6 +23,7 @@ enum class Status {
   kNamedClasses,  // what a teacher tells of a row is no set of classes, or no log-probabilities
   kOutOfMemory,
   kThreadPoolFailed,
+  kNoRoomForClusters,  // of a kernel on this chip; another one can do without
   kLaunchFailed,
   kTooLarge,  // for the device's memory on the chip
 };
@@ -30,7 +31,7 @@ enum class Status {
 struct Outcome {
   Status status = Status::kOk;
   int64_t row = -1;              // of kTargetOutOfRange and kNamedClasses
-  const char* kernel = nullptr;  // of kLaunchFailed and kTooLarge, and why
+  const char* kernel = nullptr;  // of those that follow kThreadPoolFailed, and why
   const char* reason = nullptr;
 };
 

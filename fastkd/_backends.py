@@ -206,7 +206,8 @@ def _load_cuda(device: int) -> tuple[NativeModule | None, str]:
         return None, "torch is built for ROCm, fastkd's kernels are for CUDA"
     module, why = _import("_cuda")
     if module is not None:
-        why = module.device_problem(device)
+        with torch.cuda.device(device):
+            why = module.device_problem(device)
     return (None, why) if why else (module, "")
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls the compiled modules, and is the only place that takes an address of a tensor."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -101,23 +102,24 @@ def _run_rows(
     on_device = 0
     if isinstance(num_items, Tensor):
         on_device, num_items = num_items.data_ptr(), -1.0
-    return kernel(
-        options,
-        rows,
-        dim,
-        batch_size,
-        num_items,
-        on_device,
-        _describe(student),
-        *teacher,
-        _address(target),
-        _address(sample_weight),
-        loss.data_ptr(),
-        _address(unscale),
-        None if grad is None else _describe(grad),
-        _address(workspace),
-        *_queue(student),
-    )
+    with _device_of(student):
+        return kernel(
+            options,
+            rows,
+            dim,
+            batch_size,
+            num_items,
+            on_device,
+            _describe(student),
+            *teacher,
+            _address(target),
+            _address(sample_weight),
+            loss.data_ptr(),
+            _address(unscale),
+            None if grad is None else _describe(grad),
+            _address(workspace),
+            *_queue(student),
+        )
 
 
 def scale_gradient(
@@ -132,15 +134,16 @@ def scale_gradient(
     if grad.ndim > MAX_RANK:
         return False
     described = _describe(grad)
-    return module.scale_gradient(
-        dim,
-        described,
-        described if out is grad else _describe(out),
-        grad_loss.data_ptr(),
-        grad_loss.ndim != 0,
-        _address(unscale),
-        *_queue(grad),
-    )
+    with _device_of(grad):
+        return module.scale_gradient(
+            dim,
+            described,
+            described if out is grad else _describe(out),
+            grad_loss.data_ptr(),
+            grad_loss.ndim != 0,
+            _address(unscale),
+            *_queue(grad),
+        )
 
 
 def run_pairs(
@@ -156,16 +159,17 @@ def run_pairs(
     sizes = len(student), student.shape[1], teacher.shape[1]
     bytes_needed = getattr(module, f"{kernel}_workspace")(options, *sizes, grad is not None)
     workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=student.device)
-    getattr(module, kernel)(
-        options,
-        *sizes,
-        _address(student),
-        _address(teacher),
-        _address(loss),
-        _address(grad),
-        _address(workspace),
-        *_queue(student),
-    )
+    with _device_of(student):
+        getattr(module, kernel)(
+            options,
+            *sizes,
+            _address(student),
+            _address(teacher),
+            _address(loss),
+            _address(grad),
+            _address(workspace),
+            *_queue(student),
+        )
 
 
 def attention_transfer_loss(
@@ -182,16 +186,17 @@ def attention_transfer_loss(
         len(student), student.shape[2], map_grad is not None
     )
     workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=student.device)
-    return module.attention_transfer_loss(
-        power,
-        mean,
-        _describe(student),
-        _describe(teacher),
-        _address(loss),
-        _address(map_grad),
-        _address(workspace),
-        *_queue(student),
-    )
+    with _device_of(student):
+        return module.attention_transfer_loss(
+            power,
+            mean,
+            _describe(student),
+            _describe(teacher),
+            _address(loss),
+            _address(map_grad),
+            _address(workspace),
+            *_queue(student),
+        )
 
 
 def attention_transfer_gradient(
@@ -203,14 +208,15 @@ def attention_transfer_gradient(
     grad: Tensor,
 ) -> bool:
     """Run backward over features [N, C, P]; False: the kernel can't read these strides."""
-    return module.attention_transfer_gradient(
-        power,
-        _describe(student),
-        _address(map_grad),
-        _address(grad_loss),
-        _describe(grad),
-        *_queue(student),
-    )
+    with _device_of(student):
+        return module.attention_transfer_gradient(
+            power,
+            _describe(student),
+            _address(map_grad),
+            _address(grad_loss),
+            _describe(grad),
+            *_queue(student),
+        )
 
 
 def may_overlap(one: Tensor, other: Tensor) -> bool:
@@ -225,6 +231,22 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     elements = 1 + sum((size - 1) * step for size, step in sizes) if tensor.numel() else 0
     return tensor.data_ptr(), tensor.data_ptr() + elements * tensor.element_size()
+
+
+# Where the current device is the tensor's, as on the CPU it always is.
+_UNCHANGED = contextlib.nullcontext()
+
+
+def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Make a tensor's GPU the current one, as the kernels expect.
+
+    torch's guard creates no context on the GPU that was current before; CUDA's own way back to it
+    would.
+    """
+    device = tensor.get_device()
+    if device == CPU or device == torch.cuda.current_device():
+        return _UNCHANGED
+    return torch.cuda.device(device)
 
 
 def _queue(tensor: Tensor) -> tuple[int, int]:

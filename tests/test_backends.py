@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which module serves which device, and what a user hears where none does."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -12,12 +13,29 @@ from typing import Any
 import pytest
 import torch
 from cases import PLAIN_CASES, LossCase
+from torch import Tensor
 
 import fastkd
-from fastkd import _backends
+from fastkd import _backends, _native
 from fastkd._native_module import INTERFACE
 
 GPU = 3  # no machine that runs these tests asks for it
+
+
+@pytest.fixture(autouse=True)
+def current_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The device that is current, last in the list, in place of torch's own."""
+    devices = [0]
+
+    @contextlib.contextmanager
+    def make_current(device: int) -> Iterator[None]:
+        devices.append(device)
+        yield
+        devices.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", make_current)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: devices[-1])
+    return devices
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +67,51 @@ def test_the_cuda_module_serves_a_gpu_that_it_has_code_for(monkeypatch: pytest.M
     assert _backends.module_for(GPU) is module
     assert _backends.ready_module(GPU) is module
     assert _backends.cuda_archs() == ("80;90", "")
+
+
+def test_a_gpu_is_current_while_its_module_asks_about_it(
+    monkeypatch: pytest.MonkeyPatch, current_device: list[int]
+) -> None:
+    asked = []
+    module = SimpleNamespace(device_problem=lambda device: asked.append(current_device[-1]) or "")
+    pretend(monkeypatch, module)
+    assert _backends.module_for(GPU) is module
+    assert asked == [GPU]
+    assert current_device == [0]
+
+
+@pytest.mark.parametrize(("device", "expected"), [(_backends.CPU, 0), (0, 0), (GPU, GPU)])
+def test_a_tensors_gpu_is_made_the_current_one(
+    current_device: list[int], device: int, expected: int
+) -> None:
+    tensor: Any = SimpleNamespace(get_device=lambda: device)
+    with _native._device_of(tensor):
+        assert current_device[-1] == expected
+    assert current_device == [0]
+
+
+@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+def test_kernels_are_launched_while_the_tensors_gpu_is_current(
+    monkeypatch: pytest.MonkeyPatch, case: LossCase
+) -> None:
+    ask_queue, current, seen = _native._queue, [0], []
+
+    @contextlib.contextmanager
+    def make_current(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor.numel())
+        yield
+        current.pop()
+
+    def ask(tensor: Tensor) -> tuple[int, int]:
+        seen.append(current[-1] == tensor.numel())
+        return ask_queue(tensor)
+
+    monkeypatch.setattr(_native, "_device_of", make_current)
+    monkeypatch.setattr(_native, "_queue", ask)
+    inputs = case.make_inputs(case.geometry).with_gradient()
+    (case.run(inputs).sum() * 3).backward()
+    assert seen
+    assert all(seen)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +248,6 @@ def test_rocm_is_not_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_info_says_why_a_gpu_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, module_with("no code for this chip"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert fastkd.info()["cuda"] == "80;90"
     assert fastkd.info()["failures"]["cuda:0"] == "no code for this chip"
     pretend(monkeypatch, None, "it is not in this build")

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_cuda_kernels import kernel_ids
-from test_values import BF16, F16, F32
+from cases import KD_LOSS, LOGIT_CASES, Geometry, LossCase
+from conftest import emulated_cuda
+from test_cuda_kernels import WEIGHTED, kernel_ids
+from test_values import BF16, F16, F32, assert_matches_truth
 
 CHIPS = {
     75: (1, 64 << 10),
@@ -16,6 +18,7 @@ CHIPS = {
     100: (16, 227 << 10),
     120: (8, 99 << 10),
 }
+REFINING = next(case for case in LOGIT_CASES if case.label == "tv")
 CODES = {F32: 0, BF16: 1, F16: 2}
 
 
@@ -110,3 +113,38 @@ def test_what_differs_is_streamed(emulated: Any) -> None:
     assert kernel(classes=152064, teacher_classes=151936) == "streamed_block"
     assert kernel(classes=151936, teacher_classes=152064) == "shared"
     assert kernel(classes=19, teacher=F32, contiguous_classes=False) == "columns_streamed"
+
+
+# Total variation refines, and has the most sums beside the logits.
+@pytest.mark.parametrize("case", [KD_LOSS, REFINING], ids=str)
+@pytest.mark.parametrize(
+    ("capability", "dtype", "longest"),
+    [(90, F32, 454_144), (90, BF16, 908_288), (120, F32, 96_000), (120, BF16, 192_000)],
+    ids=kernel_ids,
+)
+def test_the_longest_rows_in_shared_memory_can_be_launched(
+    emulated: Any, case: LossCase, capability: int, dtype: torch.dtype, longest: int
+) -> None:
+    with emulated_cuda(capability=capability, order="greedy") as module:
+        for classes, kernel in ((longest, "shared"), (longest + 1, "streamed_block")):
+            assert plan_for(module, classes, capability, dtype, dtype)["kernel"] == kernel
+            assert_matches_truth(case, case.make_inputs(Geometry((1, classes)), dtype))
+            assert kernel in module.launched()
+
+
+def test_rows_that_were_planned_larger_than_a_block_can_launch(emulated: Any) -> None:
+    assert_matches_truth(REFINING, REFINING.make_inputs(Geometry((1, 456_704))))
+
+
+@pytest.mark.parametrize("room", [1, 4])
+@pytest.mark.parametrize(
+    ("classes", "kernel", "cluster"), [(20_000, "cluster", 4), (140_000, "shared", 16)]
+)
+def test_a_chip_without_room_for_a_cluster_streams(
+    emulated: Any, classes: int, kernel: str, cluster: int, room: int
+) -> None:
+    """A share of a GPU may have less room than its driver says."""
+    case = WEIGHTED
+    with emulated_cuda(capability=90, order="greedy", room_for_clusters=room) as module:
+        assert_matches_truth(case, case.make_inputs(Geometry((2, classes)), BF16))
+        assert (kernel in module.launched()) == (cluster <= room)

@@ -6,7 +6,8 @@
 
 namespace fastkd::emulator {
 
-// Capability 75, 80, 86, 89, 90, 100 or 120; false: no such chip. 90 until it is called.
-bool simulate_chip(int capability, int register_threads = cuda::kRegisterThreads);
+// Capability 75, 80, 86, 89, 90, 100 or 120; false: no such chip. 90 until it is called. `room`:
+// blocks of a cluster that it takes, whatever plan() is told.
+bool simulate_chip(int capability, int register_threads = cuda::kRegisterThreads, int room = 16);
 
 }  // namespace fastkd::emulator

@@ -81,6 +81,7 @@ inline bool settle(const Outcome& outcome) {
       throw std::runtime_error(std::string("fastkd: CUDA has no room for ") + outcome.kernel +
                                ": " + outcome.reason +
                                ". fastkd.reference has the same losses in plain PyTorch");
+    case Status::kNoRoomForClusters:
     case Status::kLaunchFailed:
       throw std::runtime_error(std::string("fastkd: CUDA refused ") + outcome.kernel + ": " +
                                outcome.reason +

@@ -26,12 +26,11 @@ std::string device_problem(int device) {
     return "the NVIDIA driver supports CUDA " + version(driver) + ", fastkd was built with CUDA " +
            version(runtime) + ": update the driver";
   }
-  const Launcher current(Queue{device, nullptr});
+  const Chip chip = chip_of(device);
   cudaFuncAttributes attributes{};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, any_kernel);
   if (error == cudaSuccess) return "";
   cudaGetLastError();
-  const Chip chip = chip_of(device);
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
     return "this build has no code for compute capability " + std::to_string(chip.capability / 10) +
            "." + std::to_string(chip.capability % 10) +

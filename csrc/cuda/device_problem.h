@@ -6,6 +6,7 @@
 
 namespace fastkd::cuda {
 
-std::string device_problem(int device);  // empty: they can
+// Empty: they can. The device is current.
+std::string device_problem(int device);
 
 }  // namespace fastkd::cuda

@@ -1,52 +1,74 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <atomic>
+#include <algorithm>
 #include <mutex>
 
 #include "cuda/launch.h"
 
-namespace fastkd::cuda {
-
 #if defined(__CUDACC__)
+
+namespace fastkd::cuda {
 
 namespace {
 
-// Stands for the kernels of clusters when the driver is asked what fits.
-__global__ void __launch_bounds__(kRegisterThreads, 2) cluster_probe() {}
+constexpr int kLargestCluster = 16;
 
-// The largest cluster of a power of two. Above 8 it takes luck: the chip's generation, and as many
-// multiprocessors in one group, which a share of a GPU (MIG) may lack.
-int ask_max_cluster() {
-  constexpr int kLargest = 16;
-  cudaFuncSetAttribute(cluster_probe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(kLargest);
-  config.blockDim = dim3(kRegisterThreads);
-  int fits = 0;
-  if (cudaOccupancyMaxPotentialClusterSize(&fits, cluster_probe, &config) != cudaSuccess) {
-    cudaGetLastError();  // not ours to leave behind
-    fits = 1;
+// Stands for the kernels of clusters when the driver is asked what fits.
+__global__ void __launch_bounds__(kMemoryThreads) cluster_probe() {}
+
+bool succeeds(cudaError_t error) {
+  if (error == cudaSuccess) return true;
+  cudaGetLastError();  // not ours to leave behind
+  return false;
+}
+
+int attribute(int device, cudaDeviceAttr which) {
+  int value = 0;
+  return succeeds(cudaDeviceGetAttribute(&value, which, device)) ? value : 0;
+}
+
+// The largest cluster, a power of two, of which the chip has room for one. Above 8 it takes luck:
+// the chip's generation, and as many multiprocessors in one group, which a share of a GPU (MIG) or
+// a chip with faults may lack.
+int largest_cluster(int threads, int shared_bytes) {
+  if (!succeeds(
+          cudaFuncSetAttribute(cluster_probe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) ||
+      !succeeds(cudaFuncSetAttribute(cluster_probe, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     shared_bytes))) {
+    return 1;
   }
-  int power = 1;
-  while (2 * power <= fits && 2 * power <= kLargest) power *= 2;
-  return power;
+  cudaLaunchAttribute dimension{};
+  dimension.id = cudaLaunchAttributeClusterDimension;
+  dimension.val.clusterDim.y = dimension.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.attrs = &dimension;
+  config.numAttrs = 1;
+  int largest = 1;
+  for (int cluster = 2; cluster <= kLargestCluster; cluster *= 2) {
+    dimension.val.clusterDim.x = static_cast<unsigned>(cluster);
+    config.gridDim = dim3(static_cast<unsigned>(cluster));
+    int clusters = 0;
+    if (!succeeds(cudaOccupancyMaxActiveClusters(&clusters, cluster_probe, &config))) break;
+    if (clusters == 0) break;
+    largest = cluster;
+  }
+  return largest;
 }
 
 Chip ask_chip(int device) {
-  const auto attribute = [&](cudaDeviceAttr which) {
-    int value = 0;
-    if (cudaDeviceGetAttribute(&value, which, device) != cudaSuccess) {
-      cudaGetLastError();  // not ours to leave behind
-      value = 0;
-    }
-    return value;
-  };
   Chip chip;
-  chip.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-                    attribute(cudaDevAttrComputeCapabilityMinor);
-  chip.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  if (attribute(cudaDevAttrClusterLaunch) != 0) {
-    const Launcher current(Queue{device, nullptr});
-    chip.max_cluster = ask_max_cluster();
+  chip.capability = 10 * attribute(device, cudaDevAttrComputeCapabilityMajor) +
+                    attribute(device, cudaDevAttrComputeCapabilityMinor);
+  chip.shared_per_block = attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  chip.multiprocessors = std::max(1, attribute(device, cudaDevAttrMultiProcessorCount));
+  if (attribute(device, cudaDevAttrClusterLaunch) != 0) {
+    // Registers let two blocks of kCluster on a multiprocessor; so does half of its shared memory.
+    const int half = attribute(device, cudaDevAttrMaxSharedMemoryPerMultiprocessor) / 2 -
+                     attribute(device, cudaDevAttrReservedSharedMemoryPerBlock);
+    chip.max_cluster = largest_cluster(kRegisterThreads, half);
+    chip.max_shared_cluster =
+        largest_cluster(kMemoryThreads, static_cast<int>(chip.shared_per_block));
   }
   return chip;
 }
@@ -62,48 +84,42 @@ Chip chip_of(int device) {
   return chips[device];
 }
 
-Launcher::Launcher(const Queue& queue)
-    : stream_(static_cast<cudaStream_t>(queue.stream)), device_(queue.device) {
-  int current = -1;
-  if (!check("cudaGetDevice", cudaGetDevice(&current)) || current == queue.device) return;
-  if (check("cudaSetDevice", cudaSetDevice(queue.device))) device_before_ = current;
-}
-
-Launcher::~Launcher() {
-  if (device_before_ >= 0) cudaSetDevice(device_before_);
-}
-
 bool Launcher::allow(const char* name, const void* kernel, const LaunchShape& shape) {
   if (shape.blocks > INT32_MAX) {
     outcome_ = {Status::kLaunchFailed, -1, name, "a grid has at most 2^31 - 1 blocks"};
     return false;
   }
+  int current = -1;
+  if (!check(name, shape, cudaGetDevice(&current))) return false;
+  if (current != queue_.device) {
+    outcome_ = {Status::kLaunchFailed, -1, name, "another device is current"};
+    return false;
+  }
   constexpr int64_t kByDefault = int64_t{48} << 10;
   // All that the chip has, whatever this launch takes: another thread may be launching it too.
+  const int most = static_cast<int>(chip_of(queue_.device).shared_per_block);
   if (shape.shared_bytes > kByDefault &&
-      !check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(chip_of(device_).shared_per_block)))) {
+      !check(name, shape,
+             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most))) {
     return false;
   }
   return shape.cluster <= 8 ||
-         check(name,
+         check(name, shape,
                cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
 }
 
-bool Launcher::check(const char* name, cudaError_t error) {
+bool Launcher::check(const char* name, const LaunchShape& shape, cudaError_t error) {
   if (error == cudaSuccess) return true;
-  outcome_.status = Status::kLaunchFailed;
+  const bool no_room =
+      error == cudaErrorInvalidClusterSize || error == cudaErrorLaunchOutOfResources;
+  outcome_.status =
+      shape.cluster > 1 && no_room ? Status::kNoRoomForClusters : Status::kLaunchFailed;
   outcome_.kernel = name;
   outcome_.reason = cudaGetErrorString(error);
   cudaGetLastError();  // a launch error is reported here, not by the next one to ask
   return false;
 }
 
-#else
-
-Launcher::Launcher(const Queue&) {}
-Launcher::~Launcher() = default;
+}  // namespace fastkd::cuda
 
 #endif
-
-}  // namespace fastkd::cuda

@@ -14,14 +14,14 @@
 
 namespace fastkd::cuda {
 
+// Asked at the first call, with the device current; Python asks before the first kernel, so never
+// while a graph is captured.
 Chip chip_of(int device);
 
-// Launches on one queue. Makes its device the current one while it lives, and keeps the first
-// failure.
+// Launches on one queue, whose device is current, and keeps the first failure.
 class Launcher {
  public:
-  explicit Launcher(const Queue& queue);
-  ~Launcher();
+  explicit Launcher(const Queue& queue) : queue_(queue) {}
   Launcher(const Launcher&) = delete;
   Launcher& operator=(const Launcher&) = delete;
 
@@ -39,13 +39,15 @@ class Launcher {
     config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
     config.blockDim = dim3(static_cast<unsigned>(shape.threads));
     config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
-    config.stream = stream_;
+    config.stream = static_cast<cudaStream_t>(queue_.stream);
     config.attrs = &cluster;
     config.numAttrs = shape.cluster > 1 ? 1 : 0;
     if (!allow(name, reinterpret_cast<const void*>(kernel), shape)) return;
-    check(name, cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+    check(name, shape, cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 #else
-    emulator::launch(name, shape, [&] { kernel(Parameters(arguments)...); });
+    if (!emulator::launch(name, shape, [&] { kernel(Parameters(arguments)...); })) {
+      outcome_ = {Status::kNoRoomForClusters, -1, name, "there is no room for its clusters"};
+    }
 #endif
   }
 
@@ -55,11 +57,10 @@ class Launcher {
 #if defined(__CUDACC__)
   // Asks for what a launch may not have by default: large shared memory, clusters above 8.
   bool allow(const char* name, const void* kernel, const LaunchShape& shape);
-  bool check(const char* name, cudaError_t error);
-
-  cudaStream_t stream_;
-  int device_, device_before_ = -1;
+  bool check(const char* name, const LaunchShape& shape, cudaError_t error);
 #endif
+
+  Queue queue_;
   Outcome outcome_;
 };
 

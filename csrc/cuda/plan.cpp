@@ -29,7 +29,6 @@ constexpr WarpRows kWarpRows[] = {
     {Kernel::kWarp16, 512},
     {Kernel::kWarp32, 1024},
 };
-constexpr int64_t kSharedOverhead = 4096;  // more than the exchange of kShared takes
 
 Plan rows_within_warp(Kernel kernel, int lanes) {
   return {kernel, kWarpsThreads, lanes, 1, 0, 0, kWarpsThreads / lanes};
@@ -62,14 +61,14 @@ Plan plan_one_type(const LogitArgs& args, const Chip& chip) {
       return row_in_blocks(classes, cluster);
     }
   }
-  if (chip.max_cluster > 1) {
-    const int64_t slice = slice_of(classes, chip.max_cluster);
+  if (chip.max_shared_cluster > 1) {
+    const int64_t slice = slice_of(classes, chip.max_shared_cluster);
     const int64_t bytes = 2 * slice * element_size(args.student.dtype);
-    if (bytes + kSharedOverhead <= chip.shared_per_block) {
-      return row_of_cluster(Kernel::kShared, chip.memory_threads, chip.max_cluster, slice);
+    if (bytes + kSharedSums <= chip.shared_per_block) {
+      return row_of_cluster(Kernel::kShared, chip.memory_threads, chip.max_shared_cluster, slice);
     }
   }
-  return row_of_cluster(Kernel::kStreamedBlock, chip.memory_threads, 1, 0);
+  return plan_streamed(chip);
 }
 
 Plan plan_rows(const LogitArgs& args, const Chip& chip) {
@@ -80,7 +79,7 @@ Plan plan_rows(const LogitArgs& args, const Chip& chip) {
     return rows_within_warp(Kernel::kStreamedLanes,
                             classes > 128 ? 32 : power_of_two(divide_up(classes, 8)));
   }
-  return row_of_cluster(Kernel::kStreamedBlock, chip.memory_threads, 1, 0);
+  return plan_streamed(chip);
 }
 
 Plan plan_columns(const LogitArgs& args, const Chip& chip) {
@@ -129,6 +128,10 @@ const char* kernel_name(Kernel kernel) {
       return "columns_streamed";
   }
   return "?";
+}
+
+Plan plan_streamed(const Chip& chip) {
+  return row_of_cluster(Kernel::kStreamedBlock, chip.memory_threads, 1, 0);
 }
 
 Plan plan(const LogitArgs& args, const Chip& chip) {

@@ -28,12 +28,17 @@ constexpr int kRegisterClasses = 32;   // a thread of these
 constexpr int kMemoryThreads = 512;    // of the others, at most
 constexpr int kPixels = 2;             // a thread of columns
 constexpr int kSliceClasses = 12;      // a thread of kColumns
+// Of kShared besides the logits: 5,136 bytes for the sums of a loss that refines, and what the
+// emulator puts between arrays.
+constexpr int64_t kSharedSums = 5376;
 
 // What a plan must know of a chip.
 struct Chip {
   int capability = 0;            // 10 * major + minor
-  int max_cluster = 1;           // blocks; 1: no clusters
+  int max_cluster = 1;           // blocks of kRegisterThreads, two a multiprocessor; 1: no clusters
+  int max_shared_cluster = 1;    // blocks, each with all the shared memory it may ask for
   int64_t shared_per_block = 0;  // bytes a block may ask for
+  int multiprocessors = 1;
   // Tests simulate small blocks.
   int register_threads = kRegisterThreads;
   int memory_threads = kMemoryThreads;
@@ -50,6 +55,8 @@ struct Plan {
 };
 
 Plan plan(const LogitArgs& args, const Chip& chip);
+// For rows of any length on any chip.
+Plan plan_streamed(const Chip& chip);
 
 inline bool takes_columns(Kernel kernel) {
   return kernel == Kernel::kColumns || kernel == Kernel::kColumnsStreamed;

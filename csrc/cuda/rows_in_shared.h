@@ -22,6 +22,9 @@ struct SharedRow {
         copied(arena.take<uint64_t>(1)),
         student(arena.take<T>(slice)),
         teacher(arena.take<T>(slice)) {}
+
+  // plan() counts on it.
+  static_assert((Loss::kRefines ? 4 : 2) * kMaxParts * sizeof(Part<Loss>) + 16 <= kSharedSums);
 };
 
 // `blocks` of a cluster take `slice` neighbouring classes each, a whole number of vectors.

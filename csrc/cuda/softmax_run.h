@@ -117,14 +117,19 @@ Outcome launch_softmax(const LogitArgs& args, const RowOptions& rows,
   if (takes_columns(plan.kernel) && args.student.classes > args.teacher.classes) {
     return {Status::kUnsupportedLayout};  // rows know what to do with the student's other classes
   }
-  return run_rows<Loss>(args, rows, params, is_aligned(args, plan),
-                        [&](Launcher& launch, const RowCall<Loss>& call) {
-                          if constexpr (std::is_same_v<T, AnyType>) {
-                            launch_any_types(launch, call, plan);
-                          } else {
-                            launch_one_type<Loss, T>(launch, call, plan);
-                          }
-                        });
+  const auto run = [&](const Plan& chosen) {
+    return run_rows<Loss>(args, rows, params, is_aligned(args, chosen),
+                          [&](Launcher& launch, const RowCall<Loss>& call) {
+                            if constexpr (std::is_same_v<T, AnyType>) {
+                              launch_any_types(launch, call, chosen);
+                            } else {
+                              launch_one_type<Loss, T>(launch, call, chosen);
+                            }
+                          });
+  };
+  const Outcome outcome = run(plan);
+  if (outcome.status != Status::kNoRoomForClusters) return outcome;
+  return run(plan_streamed(chip_of(args.queue.device)));
 }
 
 }  // namespace fastkd::cuda

@@ -58,9 +58,10 @@ std::vector<std::string> take_launches() {
   return std::exchange(launches, {});
 }
 
-void run(const char* name, const LaunchShape& shape, void (*call)(const void*), const void* body) {
+bool run(const char* name, const LaunchShape& shape, void (*call)(const void*), const void* body) {
   const std::lock_guard lock(one_launch);
   check(name, shape, machine.chip);
+  if (shape.cluster > machine.chip.room) return false;
   launches.emplace_back(name);
   machine.kernel = name;
   machine.shape = shape;
@@ -72,6 +73,7 @@ void run(const char* name, const LaunchShape& shape, void (*call)(const void*), 
     report = machine.run_launch();
   }
   if (!report.empty()) throw Fault(report);
+  return true;
 }
 
 }  // namespace fastkd::emulator

@@ -11,13 +11,15 @@
 namespace fastkd::emulator {
 
 // Runs call(body) as every thread of every block. Throws std::invalid_argument where CUDA would
-// refuse the launch, and Fault when the kernel misbehaves.
-void run(const char* name, const LaunchShape& shape, void (*call)(const void*), const void* body);
+// refuse the launch on every such chip, and Fault when the kernel misbehaves. False: this chip has
+// no room for the clusters.
+bool run(const char* name, const LaunchShape& shape, void (*call)(const void*), const void* body);
 
 // `body()` calls the kernel with its arguments; `name` appears in reports.
 template <class Kernel>
-void launch(const char* name, const LaunchShape& shape, const Kernel& body) {
-  run(name, shape, [](const void* kernel) { (*static_cast<const Kernel*>(kernel))(); }, &body);
+bool launch(const char* name, const LaunchShape& shape, const Kernel& body) {
+  return run(
+      name, shape, [](const void* kernel) { (*static_cast<const Kernel*>(kernel))(); }, &body);
 }
 
 // The names of the kernels launched since the last call.

@@ -26,6 +26,7 @@ struct Chip {
   int threads = 1024;             // of a block
   int cluster = 16;               // blocks of a cluster
   int64_t shared_bytes = 232448;  // dynamic shared memory of a block: 227 KiB (sm_90)
+  int room = 16;                  // blocks of a cluster for which this very chip has room
 };
 
 void set_order(Order order, uint64_t seed = 0);

@@ -29,13 +29,10 @@ struct ColumnPixels {
     ColumnPixels p;
     const int64_t pairs_per_outer = (call.args.inner + 1) / kPixels;
     p.exists = pair < call.args.outer * pairs_per_outer;
-    const int64_t existing = p.exists ? pair : 0;
-    if (call.args.outer * pairs_per_outer <= INT32_MAX) {
-      p.outer = static_cast<uint32_t>(existing) / static_cast<uint32_t>(pairs_per_outer);
-    } else {
-      p.outer = existing / pairs_per_outer;
-    }
-    p.inner = (existing - p.outer * pairs_per_outer) * kPixels;
+    const Quotient at =
+        divide(p.exists ? pair : 0, pairs_per_outer, call.args.outer * pairs_per_outer);
+    p.outer = at.whole;
+    p.inner = at.rest * kPixels;
     p.both = p.exists && p.inner + 1 < call.args.inner;
     p.row = p.outer * call.args.inner + p.inner;
     const PixelPair<T> student(call.args.student, p.outer, p.inner, p.both, false);

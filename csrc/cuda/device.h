@@ -38,6 +38,19 @@ __device__ __forceinline__ int block_threads() { return static_cast<int>(blockDi
 __device__ __forceinline__ int64_t block_index() { return blockIdx.x; }
 __device__ __forceinline__ int64_t grid_blocks() { return gridDim.x; }
 
+// ---- indices ----
+
+struct Quotient {
+  int64_t whole, rest;
+};
+
+// a / b, neither above `most`: 64-bit division costs three times as much.
+__device__ __forceinline__ Quotient divide(int64_t a, int64_t b, int64_t most) {
+  if (most > INT32_MAX) return {a / b, a % b};
+  const uint32_t small = static_cast<uint32_t>(a), by = static_cast<uint32_t>(b);
+  return {small / by, small % by};
+}
+
 // ---- memory, 16 bytes at a time ----
 
 struct alignas(16) Words {

@@ -50,14 +50,19 @@ struct RowCall {
                                                        : args.teacher.classes;
   }
 
+  // At odd addresses a thread reads bytes of its neighbours, too, and drops them. In place they may
+  // be storing there: no order of threads changes a value, but it is a race. A kernel that reads
+  // row parts after it has stored others waits between reading and storing, and between storing and
+  // reading.
+  __device__ __forceinline__ bool reads_what_others_store() const {
+    return !aligned && args.grad.data == args.student.data;
+  }
+
   template <class T>
   __device__ __forceinline__ T* row_of(const LogitView& view, int64_t row) const {
     if (args.outer == 1) return view.template at<T>(0, row);
-    if (args.outer * args.inner <= INT32_MAX) {  // 64-bit division costs three times as much
-      const uint32_t small = static_cast<uint32_t>(row), inner = static_cast<uint32_t>(args.inner);
-      return view.template at<T>(small / inner, small % inner);
-    }
-    return view.template at<T>(row / args.inner, row % args.inner);
+    const Quotient at = divide(row, args.inner, args.rows());
+    return view.template at<T>(at.whole, at.rest);
   }
 };
 

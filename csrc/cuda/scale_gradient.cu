@@ -10,7 +10,14 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kVectors = 4;  // a thread
+constexpr int kVectors = 4;  // a thread and piece
+constexpr int kBlocksPerMultiprocessor = 8;
+
+enum class Factors {
+  kOfRun,      // all elements of a run have one
+  kOfRows,     // each `classes` elements of a run have one
+  kOfElements  // each element has its own
+};
 
 // The gradient as runs of neighbouring elements.
 struct Runs {
@@ -19,66 +26,76 @@ struct Runs {
   int64_t outer, inner;                              // a run for each pair of these
   int64_t in_outer, in_inner, out_outer, out_inner;  // strides
   int64_t length;
+  Factors factors;
   const float* factor;
-  int64_t factor_outer, factor_inner, factor_step;  // 0: the same factor
-  int64_t classes;                                  // > 0: a factor for each so many elements
+  int64_t factor_outer, factor_inner;  // strides; 0: all runs have the same
+  int64_t classes;                     // of kOfRows
   const float* unscale;
 };
 
-template <class T>
+// Factors of the elements [here, here + kPerVector) of a run.
+template <Factors kFactors, int kPerVector>
+__device__ __forceinline__ void load_factors(const float* factor, const Runs& runs, int64_t here,
+                                             float (&factors)[kPerVector]) {
+  Quotient row{0, here};
+  if (kFactors == Factors::kOfRows) row = divide(here, runs.classes, runs.length);
+#pragma unroll
+  for (int i = 0; i < kPerVector; ++i) {
+    if (kFactors == Factors::kOfRun || here + i >= runs.length) {
+      factors[i] = factor[0];
+    } else if (kFactors == Factors::kOfElements) {
+      factors[i] = factor[here + i];
+    } else {
+      factors[i] = factor[row.whole];
+      if (++row.rest == runs.classes) row = {row.whole + 1, 0};
+    }
+  }
+}
+
+// A block takes every so many-th piece, so that few are launched where all return at once.
+template <class T, Factors kFactors>
 __global__ void __launch_bounds__(kThreads)
     scale_runs(const Runs runs, const int64_t segments, const bool aligned) {
   constexpr int kPerVector = kWidth<T>;
+  constexpr int kPiece = kThreads * kVectors * kPerVector;
   const float unscale = runs.unscale == nullptr ? 1.0f : *runs.unscale;
-  const bool one_factor = runs.factor_outer == 0 && runs.factor_inner == 0 &&
-                          runs.factor_step == 0 && runs.classes == 0;
-  // In place a factor of 1 leaves everything as it is.
-  const bool idle = one_factor && runs.in == runs.out && *runs.factor * unscale == 1.0f;
-  const int64_t run = block_index() / segments, segment = block_index() % segments;
-  const int64_t outer = run / runs.inner, inner = run % runs.inner;
-  const T* const in =
-      static_cast<const T*>(runs.in) + outer * runs.in_outer + inner * runs.in_inner;
-  T* const out = static_cast<T*>(runs.out) + outer * runs.out_outer + inner * runs.out_inner;
-  const float* const factor = runs.factor + outer * runs.factor_outer + inner * runs.factor_inner;
-  const int64_t begin = segment * (kThreads * kVectors * kPerVector);
-  const int64_t left = runs.length - begin;
-  const int count = idle ? 0
-                         : static_cast<int>(left < kThreads * kVectors * kPerVector
-                                                ? left
-                                                : kThreads * kVectors * kPerVector);
-  Words words[kVectors];
-#pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-    const int first = (v * kThreads + thread_index()) * kPerVector;
-    words[v] = load_vector(in + begin, first, count, aligned);
+  const bool in_place = runs.in == runs.out;
+  if (kFactors == Factors::kOfRun && in_place && runs.factor_outer == 0 && runs.factor_inner == 0 &&
+      *runs.factor * unscale == 1.0f) {
+    return;  // everything stays as it is
   }
-  // At odd addresses a thread reads bytes of its neighbours, too, and drops them. In place it would
-  // read them while they are stored: no order of threads changes a value, but it is a race.
-  __syncthreads();
+  const int64_t pieces = runs.outer * runs.inner * segments;
+  const bool one_run = pieces == segments;
+  for (int64_t piece = block_index(); piece < pieces; piece += grid_blocks()) {
+    const Quotient at = one_run ? Quotient{0, piece} : divide(piece, segments, pieces);
+    const Quotient run = one_run ? Quotient{0, 0} : divide(at.whole, runs.inner, pieces);
+    const T* const in =
+        static_cast<const T*>(runs.in) + run.whole * runs.in_outer + run.rest * runs.in_inner;
+    T* const out =
+        static_cast<T*>(runs.out) + run.whole * runs.out_outer + run.rest * runs.out_inner;
+    const float* const factor =
+        runs.factor + run.whole * runs.factor_outer + run.rest * runs.factor_inner;
+    const int64_t begin = at.rest * kPiece, left = runs.length - begin;
+    const int count = left < kPiece ? static_cast<int>(left) : kPiece;
+    Words words[kVectors];
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-    const int first = (v * kThreads + thread_index()) * kPerVector;
-    float x[kPerVector];
-    unpack<T>(words[v], x);
-    const int64_t here = first < count ? begin + first : 0;
-    if (runs.classes > 0) {  // the same for all threads
-      int64_t row = here / runs.classes, left_in_row = (row + 1) * runs.classes - here;
-#pragma unroll
-      for (int i = 0; i < kPerVector; ++i) {
-        if (first + i < count) x[i] *= factor[row] * unscale;
-        if (--left_in_row == 0) {
-          ++row;
-          left_in_row = runs.classes;
-        }
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kPerVector; ++i) {
-        const int64_t at = first + i < count ? here + i : 0;
-        x[i] *= factor[at * runs.factor_step] * unscale;
-      }
+    for (int v = 0; v < kVectors; ++v) {
+      const int first = (v * kThreads + thread_index()) * kPerVector;
+      words[v] = load_vector(in + begin, first, count, aligned);
     }
-    store_vector(out + begin, first, count, aligned, pack<T>(x), lane_index(), kWarp);
+    // At odd addresses a thread reads bytes of its neighbours, too, and drops them. In place it
+    // would read them while they are stored: no order of threads changes a value, but it is a race.
+    if (in_place && !aligned) __syncthreads();
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int first = (v * kThreads + thread_index()) * kPerVector;
+      float x[kPerVector], factors[kPerVector];
+      unpack<T>(words[v], x);
+      load_factors<kFactors>(factor, runs, begin + first, factors);
+#pragma unroll
+      for (int i = 0; i < kPerVector; ++i) x[i] *= factors[i] * unscale;
+      store_vector(out + begin, first, count, aligned, pack<T>(x), lane_index(), kWarp);
+    }
   }
 }
 
@@ -104,7 +121,8 @@ Runs runs_of(const ScaleArgs& args) {
       is_dense(args.out, args.outer, args.inner)) {
     runs.outer = runs.inner = 1;
     runs.length = args.outer * args.inner * args.grad.classes;
-    runs.classes = args.per_row ? args.grad.classes : 0;
+    runs.factors = args.per_row ? Factors::kOfRows : Factors::kOfRun;
+    runs.classes = args.grad.classes;
     return runs;
   }
   runs.outer = args.outer;
@@ -115,11 +133,30 @@ Runs runs_of(const ScaleArgs& args) {
   runs.in_inner = rows ? args.grad.stride_inner : args.grad.stride_class;
   runs.out_inner = rows ? args.out.stride_inner : args.out.stride_class;
   if (args.per_row) {
+    runs.factors = rows ? Factors::kOfRun : Factors::kOfElements;
     runs.factor_outer = args.inner;
     runs.factor_inner = rows ? 1 : 0;
-    runs.factor_step = rows ? 0 : 1;
   }
   return runs;
+}
+
+template <class T>
+void launch_scale(Launcher& launch, const Runs& runs, const Chip& chip) {
+  const int64_t size = sizeof(T);
+  const int64_t per_block = kThreads * kVectors * kWidth<T>;
+  const int64_t segments = (runs.length + per_block - 1) / per_block;
+  const int64_t pieces = runs.outer * runs.inner * segments;
+  const int64_t resident = int64_t{kBlocksPerMultiprocessor} * chip.multiprocessors;
+  const auto multiple = [&](int64_t stride) { return stride * size % 16 == 0; };
+  const bool aligned = reinterpret_cast<uintptr_t>(runs.in) % 16 == 0 &&
+                       reinterpret_cast<uintptr_t>(runs.out) % 16 == 0 && multiple(runs.in_outer) &&
+                       multiple(runs.in_inner) && multiple(runs.out_outer) &&
+                       multiple(runs.out_inner);
+  const auto kernel = runs.factors == Factors::kOfRun    ? scale_runs<T, Factors::kOfRun>
+                      : runs.factors == Factors::kOfRows ? scale_runs<T, Factors::kOfRows>
+                                                         : scale_runs<T, Factors::kOfElements>;
+  launch("scale_gradient", kernel, {pieces < resident ? pieces : resident, kThreads, 1, 0}, runs,
+         segments, aligned);
 }
 
 }  // namespace
@@ -130,16 +167,7 @@ Outcome scale_gradient(const ScaleArgs& args) {
   cuda::Launcher launch(args.queue);
   visit(args.grad.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const int64_t size = sizeof(T);
-    const int64_t per_block = cuda::kThreads * cuda::kVectors * cuda::kWidth<T>;
-    const int64_t segments = (runs.length + per_block - 1) / per_block;
-    const auto multiple = [&](int64_t stride) { return stride * size % 16 == 0; };
-    const bool aligned = reinterpret_cast<uintptr_t>(runs.in) % 16 == 0 &&
-                         reinterpret_cast<uintptr_t>(runs.out) % 16 == 0 &&
-                         multiple(runs.in_outer) && multiple(runs.in_inner) &&
-                         multiple(runs.out_outer) && multiple(runs.out_inner);
-    launch("scale_gradient", cuda::scale_runs<T>,
-           {runs.outer * runs.inner * segments, cuda::kThreads, 1, 0}, runs, segments, aligned);
+    cuda::launch_scale<T>(launch, runs, cuda::chip_of(args.queue.device));
   });
   return launch.outcome();
 }

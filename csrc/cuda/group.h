@@ -79,6 +79,8 @@ class GroupWithinWarp {
         row(block_index() * (block_threads() / lanes) + thread_index() / lanes) {}
 
   static __device__ __forceinline__ void begin() {}
+  // What the threads of a row have read or written is done.
+  static __device__ __forceinline__ void meet() { __syncwarp(); }
 
   template <class Loss>
   __device__ __forceinline__ auto join(const typename Loss::Params&, const Part<Loss>& part,
@@ -133,6 +135,7 @@ class Group<Scope::kBlock> {
       : rank(thread_index()), size(block_threads()), row(block_index()) {}
 
   static __device__ __forceinline__ void begin() {}
+  static __device__ __forceinline__ void meet() { __syncthreads(); }
 
   template <class Loss>
   __device__ __forceinline__ auto join(const typename Loss::Params& params, const Part<Loss>& part,

@@ -147,6 +147,9 @@ __device__ __forceinline__ void row_in_registers(const RowCall<Loss>& call, cons
     }
     T* const grad = call.template row_of<T>(call.args.grad, row);
     const int stored_end = !exists ? begin : begin + slice < classes ? begin + slice : classes;
+    // In place, all have read what is stored now: a block and a cluster have met to join their
+    // sums.
+    if constexpr (kWithinWarp<kScope>) group.meet();
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       if constexpr (!kKeepExps) {

@@ -176,8 +176,11 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
     }
     const int64_t whole = call.shared_classes();
     const LogitWriter<T> grad(call, row, exists ? whole : 0);
-    const int64_t in_lanes = static_cast<int64_t>(group.rank % group.lanes) * kPerVector;
-    for (int64_t i = first; i - in_lanes < whole; i += step) {  // all lanes store together
+    const bool wait = call.reads_what_others_store();
+    if constexpr (kWithinWarp<kScope>) group.meet();  // in place, all have read the label's logit
+    for (int64_t begin = 0; begin < whole;
+         begin += step) {  // all threads of the row store together
+      const int64_t i = begin + first;
       float s[kPerVector], t[kPerVector], g[kPerVector];
       read(i, s, t);
       State unused = Loss::start(state.max_student, state.max_teacher);
@@ -188,7 +191,9 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
         g[k] = Loss::grad(scale, exps);
         if (Loss::kHasLabel && i + k == label) g[k] -= scale.label;
       }
+      if (wait) group.meet();
       grad.write(i, g, group.rank % group.lanes, group.lanes);
+      if (wait) group.meet();
     }
     for (int64_t c = whole + group.rank; exists && c < classes; c += group.size) {
       float g = 0.0f;

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "core/dtype.h"
-#include "kernels.h"
+#include "tests/calls.h"
 
 namespace fastkd::check {
 
@@ -32,6 +32,7 @@ struct Options {
   int64_t teacher_classes_more;  // common_vocab: the teacher's classes minus the student's
   Divergence divergence = Divergence::kForwardKl;
   double beta = 0.5;  // of kDecoupled: the weight of the label against the rest
+  bool in_place = false;
 };
 
 // Logits in a buffer that ends with the last element, so that any byte beyond it is an error.
@@ -105,14 +106,14 @@ struct Check {
     LogitArgs args;
     args.outer = shape.outer;
     args.inner = shape.inner;
-    args.student = student.view;
+    args.student = o.in_place ? grad.view : student.view;
     args.teacher = teacher.view;
     if (o.with_grad) args.grad = grad.view;
     if (o.hard) args.target = target.data();
     if (o.weighted) args.sample_weight = weight.data();
     // What a kernel leaves unwritten is NaN.
     std::vector<float> loss(o.reduction == Reduction::kNone ? rows : 1, NAN);
-    memset(grad.bytes.data(), 0xff, grad.bytes.size());
+    prepare(grad, student, o.in_place);
     float unscale = NAN;
     std::vector<std::max_align_t> workspace(
         static_cast<size_t>(workspace_bytes(rows)) / sizeof(std::max_align_t) + 1);
@@ -131,7 +132,7 @@ struct Check {
                                 o.divergence,
                                 o.beta,
                                 static_cast<float>(o.beta) * squared};
-    const Status status = kd_loss(args, row_options, options).status;
+    const Status status = call::kd_loss(args, row_options, options).status;
     if (status == Status::kUnsupportedLayout) return;
     if (status != Status::kOk) {
       ++failures;
@@ -140,6 +141,15 @@ struct Check {
     ++calls;
     if (o.with_grad) scale(shape, args, &unscale);
     compare(shape, o, args, loss, student, teacher, grad, alpha);
+  }
+
+  // NaN everywhere; or the student's logits, which the gradient is written over.
+  static void prepare(const Logits& grad, const Logits& student, bool in_place) {
+    if (in_place) {
+      memcpy(grad.view.data, student.bytes.data(), student.bytes.size());
+    } else {
+      memset(grad.view.data, 0xff, grad.bytes.size());
+    }
   }
 
   template <class F>
@@ -158,7 +168,7 @@ struct Check {
     scale_args.grad_loss = ones.data();
     scale_args.per_row = random() % 2 == 0;
     scale_args.unscale = unscale;
-    if (scale_gradient(scale_args).status != Status::kOk) ++failures;
+    if (call::scale_gradient(scale_args).status != Status::kOk) ++failures;
   }
 
   void compare(const Shape& shape, const Options& o, const LogitArgs& args,
@@ -322,6 +332,12 @@ inline const Options kOptions[] = {
     {4.0f, 1.0f, 0.0f, true, true, true, true, Reduction::kMean, 0, Divergence::kDecoupled, 0.2},
     {4.0f, 0.6f, 0.0f, true, true, false, true, Reduction::kSum, 0, Divergence::kDecoupled, 0.2},
     {3.0f, 0.6f, 0.0f, true, false, true, true, Reduction::kNone, 0, Divergence::kDecoupled, 1.0},
+    {4.0f, 0.5f, 0.1f, true, false, true, true, Reduction::kSum, 3, Divergence::kForwardKl, 0.5,
+     true},
+    {2.0f, 0.7f, 0.0f, true, true, false, true, Reduction::kNone, 0, Divergence::kForwardKl, 0.5,
+     true},
+    {3.0f, 1.0f, 0.0f, false, false, false, true, Reduction::kSum, 0, Divergence::kJensenShannon,
+     0.1, true},
 };
 inline const Dtype kDtypes[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
 

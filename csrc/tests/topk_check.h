@@ -14,6 +14,7 @@ struct TopKOptions {
   bool logits;
   float temperature, alpha, smoothing;
   bool hard, with_grad;
+  bool in_place = false;
 };
 
 inline const TopKOptions kTopKOptions[] = {
@@ -25,6 +26,7 @@ inline const TopKOptions kTopKOptions[] = {
     {Tail::kRenormalizeTeacher, true, 3.0f, 0.5f, 0.0f, true, false},
     {Tail::kRenormalize, true, 2.0f, 0.5f, 0.0f, true, true},
     {Tail::kRenormalize, false, 3.0f, 1.0f, 0.0f, false, true},
+    {Tail::kBucket, false, 2.0f, 0.5f, 0.1f, true, true, true},
 };
 
 class TopKCheck {
@@ -47,11 +49,11 @@ class TopKCheck {
     LogitArgs args;
     args.outer = shape_.outer;
     args.inner = shape_.inner;
-    args.student = args.teacher = student_.view;
+    args.student = args.teacher = o_.in_place ? grad_.view : student_.view;
     if (o_.with_grad) args.grad = grad_.view;
     if (o_.hard) args.target = target_.data();
     std::vector<float> loss(static_cast<size_t>(rows_), NAN);  // what stays unwritten is NaN
-    memset(grad_.bytes.data(), 0xff, grad_.bytes.size());
+    Check::prepare(grad_, student_, o_.in_place);
     std::vector<std::max_align_t> workspace(
         static_cast<size_t>(workspace_bytes(rows_)) / sizeof(std::max_align_t) + 1);
     args.loss = loss.data();
@@ -64,7 +66,7 @@ class TopKCheck {
     const TopKKdLossOptions options{o_.temperature, alpha,   1.0f - alpha,
                                     o_.smoothing,   o_.tail, o_.logits};
     const NamedClasses named{values_.data(), indices_.data(), count_};
-    if (topk_kd_loss(args, named, rows, options).status != Status::kOk) {
+    if (call::topk_kd_loss(args, named, rows, options).status != Status::kOk) {
       ++check_.failures;
       return;
     }

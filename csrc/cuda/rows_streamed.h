@@ -176,11 +176,8 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
     }
     const int64_t whole = call.shared_classes();
     const LogitWriter<T> grad(call, row, exists ? whole : 0);
-    const bool wait = call.reads_what_others_store();
     if constexpr (kWithinWarp<kScope>) group.meet();  // in place, all have read the label's logit
-    for (int64_t begin = 0; begin < whole;
-         begin += step) {  // all threads of the row store together
-      const int64_t i = begin + first;
+    for (int64_t i = first; i - first < whole; i += step) {  // the row's threads store together
       float s[kPerVector], t[kPerVector], g[kPerVector];
       read(i, s, t);
       State unused = Loss::start(state.max_student, state.max_teacher);
@@ -191,9 +188,9 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
         g[k] = Loss::grad(scale, exps);
         if (Loss::kHasLabel && i + k == label) g[k] -= scale.label;
       }
-      if (wait) group.meet();
+      if (call.reads_what_others_store()) group.meet();
       grad.write(i, g, group.rank % group.lanes, group.lanes);
-      if (wait) group.meet();
+      if (call.reads_what_others_store()) group.meet();
     }
     for (int64_t c = whole + group.rank; exists && c < classes; c += group.size) {
       float g = 0.0f;

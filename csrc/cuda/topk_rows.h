@@ -182,9 +182,7 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
   if (call.args.grad.data != nullptr) {
     const auto rest_scale = Loss::template for_part<float>(call.params, scale, 0.0f);
     const LogitWriter<AnyType> grad(call, row, classes);
-    const bool wait = call.reads_what_others_store();
-    for (int64_t begin = 0; begin < classes; begin += step) {  // all threads store together
-      const int64_t i = begin + first;
+    for (int64_t i = first; i - first < classes; i += step) {  // all threads store together
       float s[kPerVector], g[kPerVector];
       student.read(i, s);
       if (i < classes) hide(i, s);
@@ -194,9 +192,9 @@ __global__ void __launch_bounds__(kMemoryThreads, 1)
         g[j] = Loss::grad_of_rest(rest_scale, Loss::update(call.params, unused, s[j]));
         if (Loss::kHard && i + j == label) g[j] -= scale.label;
       }
-      if (wait) __syncthreads();
+      if (call.reads_what_others_store()) __syncthreads();
       grad.write(i, g, lane_index(), kWarp);
-      if (wait) __syncthreads();
+      if (call.reads_what_others_store()) __syncthreads();
     }
     __syncthreads();
     for (int64_t k = rank; k < told; k += size) {

@@ -5,6 +5,7 @@ cpu-<isa>      the CPU's kernels: addresses and undefined behaviour
 cuda-asan      the CUDA kernels on the emulator: the same
 cuda-tsan      the CUDA kernels on the emulator: data races between threads
 cuda-valgrind  the CUDA kernels on the emulator: reads of what nobody wrote
+cuda-device    the CUDA kernels on a GPU, where it is named; compute-sanitizer takes its program
 """
 
 import argparse
@@ -31,6 +32,7 @@ TSAN = ("-fsanitize=thread",)
 DEBUG = ("-Og", "-g1", "-w", f"-I{ROOT / 'csrc'}", "-pthread")
 FAST = ("-O2",)  # for all but the kernels
 KERNELS = ("csrc/cpu/", "csrc/cuda/")
+DEVICE_JOB = "cuda-device"
 # The emulator tells ThreadSanitizer itself what orders what: csrc/emulator/sanitizer.h.
 UNSEEN_BY_TSAN = ("-fno-sanitize=thread", "-DFASTKD_TSAN")
 
@@ -42,6 +44,7 @@ class Job:
     sources: tuple[str, ...]
     flags: tuple[str, ...]
     link_flags: tuple[str, ...] = ()
+    compiler: tuple[str, ...] = ()  # none: the C++ compiler
     emulator_flags: tuple[str, ...] = ()  # for csrc/emulator besides
     kernels: modules.Module | None = None  # whose kernels are linked too, as they are
     runner: tuple[str, ...] = ()
@@ -50,7 +53,8 @@ class Job:
 
     def flags_of(self, source: str) -> tuple[str, ...]:
         """What a source is compiled with."""
-        flags = self.flags if source.startswith(KERNELS) else (*self.flags, *FAST)
+        as_they_are = self.compiler or source.startswith(KERNELS)
+        flags = self.flags if as_they_are else (*self.flags, *FAST)
         return (*flags, *(self.emulator_flags if source.startswith("csrc/emulator/") else ()))
 
 
@@ -99,6 +103,21 @@ def cuda_jobs() -> dict[str, Job]:
     }
 
 
+def device_job() -> Job:
+    """The job on a GPU, whose program needs nvcc only."""
+    nvcc = tuple(tools.find_nvcc())
+    module = modules.cuda_module(nvcc)
+    kernels = tuple(source for source in module.kernels if source != "csrc/cuda/device_problem.cu")
+    flags = (*modules.nvcc_flags(module), "-DFASTKD_ON_DEVICE")
+    return Job(
+        ("csrc/tests/sanitize_device.cu",),
+        flags,
+        module.link_flags,
+        nvcc,
+        kernels=replace(module, kernels=kernels),
+    )
+
+
 def main() -> int:
     """Build and run the jobs, one line each."""
     parser = argparse.ArgumentParser(
@@ -106,10 +125,15 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     available = jobs()
-    parser.add_argument("jobs", nargs="*", help=f"of {', '.join(available)}")
+    parser.add_argument("jobs", nargs="*", help=f"of {', '.join([*available, DEVICE_JOB])}")
+    parser.add_argument("--build-only", action="store_true", help="run nothing")
     parser.add_argument("--all", action="store_true", help="cuda-asan in all orders of threads")
     given = parser.parse_args()
     wanted = given.jobs or list(available)
+    if DEVICE_JOB in wanted:
+        if why_not := tools.why_not_cuda():
+            parser.error(f"no {DEVICE_JOB}: {why_not}")
+        available[DEVICE_JOB] = device_job()
     unknown = sorted(set(wanted) - set(available))
     if unknown:
         parser.error(f"no {', '.join(unknown)}; there is {', '.join(available)}")
@@ -121,6 +145,8 @@ def main() -> int:
     if not ninja_build.run(FOLDER, "sanitize.ninja", str(programs)):
         raise SystemExit("the sanitizer build failed, see above")
     print(f"built {len(wanted)} programs ({time.monotonic() - start:.0f} s)", flush=True)
+    if given.build_only:
+        return 0
     with ThreadPoolExecutor(cores()) as pool:  # the programs run on one core each
         passed = pool.map(passes, wanted, [available[name] for name in wanted])
         failed = [name for name, good in zip(wanted, passed, strict=True) if not good]
@@ -130,14 +156,16 @@ def main() -> int:
 
 def programs_file(wanted: Mapping[str, Job]) -> ninja_build.NinjaFile:
     """The build of all programs, so that no core waits while one of them compiles its last file."""
-    compiler = tools.find_compiler()
+    usual = tools.find_compiler()
     build = ninja_build.NinjaFile()
     for name, job in wanted.items():
+        compiler = job.compiler or usual
+        threads = () if job.compiler else ("-pthread",)
         objects = [
             build.compile(name, source, compiler, job.flags_of(source)) for source in job.sources
         ]
-        objects += build.kernels(job.kernels, compiler) if job.kernels else []
-        build.link(program(name), objects, [*compiler, *job.link_flags, "-pthread"])
+        objects += build.kernels(job.kernels, usual) if job.kernels else []
+        build.link(program(name), objects, [*compiler, *job.link_flags, *threads])
     return build
 
 

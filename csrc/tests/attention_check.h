@@ -148,7 +148,7 @@ class AttentionRun {
     args.map_grad = map_grad;
     const Workspace workspace(attention_transfer_loss_workspace(args));
     args.workspace = workspace.data();
-    if (attention_transfer_loss(args).status == Status::kOk) return true;
+    if (call::attention_transfer_loss(args).status == Status::kOk) return true;
     fail("refused");
     return false;
   }
@@ -182,7 +182,7 @@ class AttentionRun {
     args.map_grad = map_grad_.data();
     const std::vector<float> grad_loss(1, kGradLoss);
     args.grad_loss = grad_loss.data();
-    if (attention_transfer_gradient(args).status != Status::kOk) fail("backward refused");
+    if (call::attention_transfer_gradient(args).status != Status::kOk) fail("backward refused");
   }
 
   double scale() const { return c_.mean ? 1.0 / static_cast<double>(samples_ * positions_) : 1.0; }

@@ -83,9 +83,11 @@ struct Batches {
 };
 
 // One name for both families.
-inline Outcome run_loss(const PairArgs& args, const RkdOptions& o) { return rkd_loss(args, o); }
+inline Outcome run_loss(const PairArgs& args, const RkdOptions& o) {
+  return call::rkd_loss(args, o);
+}
 inline Outcome run_loss(const PairArgs& args, const SimilarityOptions& o) {
-  return similarity_loss(args, o);
+  return call::similarity_loss(args, o);
 }
 inline int64_t workspace_of(const PairArgs& args, const RkdOptions& o) {
   return rkd_loss_workspace(args, o);

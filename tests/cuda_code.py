@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,8 +50,14 @@ Kernels = dict[tuple[str, int], Code]  # by name and chip
 def read_module(module: Path) -> Kernels:
     """All kernels of a module on all its chips."""
     kernels: Kernels = {}
-    read_resources(cuobjdump("-res-usage", module), kernels)
-    read_instructions(cuobjdump("-sass", module), kernels)
+    read_resources(cuobjdump(module, "-res-usage"), kernels)
+    archs = sorted({arch for _, arch in kernels})
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # half a minute for each chip
+
+        def read(arch: int) -> None:
+            read_instructions(cuobjdump(module, "-sass", "-arch", f"sm_{arch}"), kernels)
+
+        list(pool.map(read, archs))  # raises what a reading raised
     names = readable(mangled for mangled, _ in kernels)
     return {(names[mangled], arch): code for (mangled, arch), code in kernels.items()}
 
@@ -87,7 +94,7 @@ def readable(mangled: Iterable[str]) -> dict[str, str]:
         ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
     ).stdout.splitlines()
     clutter = re.compile(r"^void |\(anonymous namespace\)::|\w+::")
-    arguments = re.compile(r"\((?!Scope\)).*")
+    arguments = re.compile(r"\((?!\w+\)\d).*")  # (Scope)2 is an argument of a template
     return {
         name: arguments.sub("", clutter.sub("", said))
         for name, said in zip(names, plain, strict=True)
@@ -100,13 +107,13 @@ def find_tool(name: str) -> str | None:
     return next(map(str, bundled), None) or shutil.which(name)
 
 
-def cuobjdump(option: str, module: Path) -> Iterator[str]:
+def cuobjdump(module: Path, *options: str) -> Iterator[str]:
     """The lines it prints; it calls nvdisasm."""
     tool, disassembler = find_tool("cuobjdump"), find_tool("nvdisasm")
     assert tool
     assert disassembler
     path = os.pathsep.join([str(Path(disassembler).parent), os.environ["PATH"]])
-    command = [tool, option, str(module)]
+    command = [tool, *options, str(module)]
     with subprocess.Popen(
         command, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the native modules with ninja, and sets the licence and the README of a distribution.
+"""Compiles the native modules with ninja, and sets a distribution's name, licence and README.
 
 pyproject.toml declares the rest.
 
@@ -15,6 +15,8 @@ Environment variables:
     FASTKD_CUDA: auto (the default) compiles the CUDA kernels where there is an nvcc; 1 makes its
         absence an error; 0 leaves them out. If nvcc fails, so does the build.
     FASTKD_CUDA_ARCHS: the chips, as in 80;90+PTX; the default is in build_tools/tools.py.
+    FASTKD_CUDA_FAMILY: 12 or 13, for wheels of a release: nvcc must be of this major version, and
+        the wheel gets the family's name of build_tools/metadata.py. Unset: fastkd, and any nvcc.
     CXX: the C++ compiler, with arguments if need be ("ccache g++").
     NVCC: nvcc, likewise ("nvcc -ccbin g++-12"). Else CUDA_HOME's, one on the PATH, pip's, or
         /usr/local/cuda's.
@@ -23,10 +25,12 @@ Environment variables:
     FASTKD_EMULATOR: 1 compiles the CUDA kernels for the emulator too, for tests in place.
 """
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -60,10 +64,23 @@ class NinjaBuild(build_ext):
             raise CompileError(str(error)) from error
 
 
+class NamedDistribution(Distribution):
+    """What pyproject.toml describes, under the name of its CUDA family."""
+
+    def parse_config_files(self, *arguments: Any, **options: Any) -> None:
+        """Read pyproject.toml, whose name must not be dynamic, and set the name."""
+        super().parse_config_files(*arguments, **options)
+        names = [extension.name.removeprefix("fastkd.") for extension in self.ext_modules or ()]
+        self.metadata.name = metadata.distribution_name(names)
+        for wanted in self.extras_require.values():  # some extras name the distribution itself
+            wanted[:] = [re.sub(r"^fastkd(?=\[)", self.metadata.name, line) for line in wanted]
+
+
 if __name__ == "__main__":
     names = native.wished_for()
     setup(
         ext_modules=[Extension(f"fastkd.{name}", []) for name in names],
+        distclass=NamedDistribution,
         cmdclass={"build_ext": NinjaBuild},
         license_expression=metadata.license_expression(names),
         long_description=metadata.long_description(),

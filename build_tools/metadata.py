@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the metadata of a wheel or sdist says, beyond the lines of pyproject.toml."""
 
+import os
 import re
 import runpy
+import shlex
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urljoin
 
+from build_tools import tools
+
 ROOT = Path(__file__).resolve().parents[1]
+
+# What the wheels of a CUDA family, by its major version, are called on a package index:
+# docs/install.md has the reasons. All of them install the package fastkd.
+DISTRIBUTIONS = {"12": "fastkd-cu12", "13": "fastkd"}
 
 # Code is matched first, so that it stays as it is. Each other match is the text before a target,
 # and the target.
@@ -41,6 +49,32 @@ def absolute_links(readme: str, repository: str, tag: str) -> str:
         return f"{found['link']}{target}"
 
     return MARKDOWN_LINK.sub(absolute, readme)
+
+
+def distribution_name(modules: Sequence[str]) -> str:
+    """What a distribution with these native modules is called: fastkd, if no family is asked for.
+
+    FASTKD_CUDA_FAMILY asks for one, and is refused if the modules are not of it: the name is what
+    people choose a wheel by.
+    """
+    family = os.environ.get("FASTKD_CUDA_FAMILY")
+    if not family:
+        return "fastkd"
+    if family not in DISTRIBUTIONS:
+        raise SystemExit(
+            f"fastkd: FASTKD_CUDA_FAMILY must be one of {', '.join(DISTRIBUTIONS)}, got {family!r}"
+        )
+    if "_cuda" not in modules:
+        raise SystemExit(
+            f"fastkd: FASTKD_CUDA_FAMILY={family}, but the CUDA kernels are not compiled"
+        )
+    nvcc = tools.find_nvcc()
+    version = tools.cuda_version(nvcc)
+    if version.partition(".")[0] != family:
+        raise SystemExit(
+            f"fastkd: FASTKD_CUDA_FAMILY={family}, but {shlex.join(nvcc)} is of CUDA {version}"
+        )
+    return DISTRIBUTIONS[family]
 
 
 def license_expression(modules: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 
 native      the kernels for this CPU must serve the call
 reference   the PyTorch reference must serve it, and say so once
---cuda      fastkd._cuda must load too; that needs no GPU
+--cuda      fastkd._cuda must load too; that needs no GPU. --cuda 12: it must be of CUDA 12
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", choices=["native", "reference"])
-    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--cuda", nargs="?", const="", metavar="FAMILY")
     given = parser.parse_args()
     native = given.path == "native"
     os.environ["FASTKD_REQUIRE_NATIVE"] = "1" if native else "0"
@@ -32,7 +32,10 @@ def main() -> None:
     facts = fastkd.info()
     expected_cpu = facts["cpu_capabilities"][0] if native else None
     assert facts["cpu"] == expected_cpu, facts
-    assert facts["cuda"] is not None or not given.cuda, facts
+    if given.cuda is not None:
+        assert facts["cuda"] is not None, facts
+        assert facts["cuda_runtime"].startswith(f"{given.cuda}." if given.cuda else ""), facts
+    assert "install" not in facts["failures"], facts
 
     student = torch.randn(8, 10, requires_grad=True)
     teacher, target = torch.randn(8, 10), torch.randint(10, (8,))
@@ -47,9 +50,10 @@ def main() -> None:
     words = [str(warning.message) for warning in caught]
     said = [text for text in words if "no native CPU module" in text]
     assert len(said) == (0 if native else 1), words
+    kernels = f"{facts['cpu']} kernels, CUDA {facts['cuda_runtime']} for {facts['cuda']}"
     print(
         f"smoke test: ok, fastkd {facts['version']}, torch {facts['torch']},",
-        f"{facts['cpu']} kernels, CUDA {facts['cuda']}" if native else f"reference: {said[0]}",
+        kernels if native else f"reference: {said[0]}",
     )
 
 

@@ -142,6 +142,15 @@ def cuda_archs(nvcc: Sequence[str]) -> list[str]:
     return archs
 
 
+def cuda_version(nvcc: Sequence[str]) -> str:
+    """nvcc's version, as in 12.9."""
+    said = ask(nvcc, "--version")
+    found = re.search(r"\brelease (\d+\.\d+)", said)
+    if not found:
+        raise SystemExit(f"fastkd: {shlex.join(nvcc)} --version names no release:\n{said}")
+    return found[1]
+
+
 def toolkit_folder(nvcc: Sequence[str]) -> Path:
     """Where nvcc's toolkit is; nvcc itself may be a wrapper script elsewhere."""
     found = re.search(

@@ -3,9 +3,19 @@
 
 import argparse
 import signal
+from typing import Any
 
 from fastkd._info import info
 from fastkd._version import __version__
+
+
+def in_words(value: Any) -> str:
+    """A fact as it is printed."""
+    if isinstance(value, dict):
+        value = [f"{name}: {why}" for name, why in value.items()]
+    if isinstance(value, list | tuple):
+        return "; ".join(value) or "none"
+    return "none" if value is None else str(value)
 
 
 def main() -> None:
@@ -22,7 +32,7 @@ def main() -> None:
     facts = info()
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {in_words(value)}")
 
 
 if __name__ == "__main__":

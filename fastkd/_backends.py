@@ -85,10 +85,9 @@ def cpu_backend() -> CpuBackend:
     return _cpu
 
 
-def cuda_archs() -> tuple[str | None, str]:
-    """The chips that the CUDA module has code for, or None and why there is none."""
-    module, why = _import("_cuda")
-    return (None, why) if module is None else (str(module.archs), "")
+def cuda_module() -> tuple[Any, str]:
+    """The CUDA module whatever the GPUs and the driver, or None and why there is none."""
+    return _import("_cuda")
 
 
 def _complain(device: int) -> None:

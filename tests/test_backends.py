@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,8 +57,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch, module: Any, why: str = "") -> None
     monkeypatch.setattr(_backends, "_import", lambda name: (module, why))
 
 
-def module_with(problem: str) -> Any:
-    return SimpleNamespace(archs="80;90", device_problem=lambda device: problem)
+def module_with(problem: str, driver: str | None = "13.0", driver_problem: str = "") -> Any:
+    return SimpleNamespace(
+        archs="80;90",
+        cuda_runtime="13.1",
+        cuda_driver=lambda: driver,
+        driver_problem=lambda: driver_problem,
+        device_problem=lambda device: driver_problem or problem,
+    )
 
 
 def test_the_cuda_module_serves_a_gpu_that_it_has_code_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +73,7 @@ def test_the_cuda_module_serves_a_gpu_that_it_has_code_for(monkeypatch: pytest.M
     assert _backends.ready_module(GPU) is None
     assert _backends.module_for(GPU) is module
     assert _backends.ready_module(GPU) is module
-    assert _backends.cuda_archs() == ("80;90", "")
+    assert _backends.cuda_module() == (module, "")
 
 
 def test_a_gpu_is_current_while_its_module_asks_about_it(
@@ -255,10 +262,72 @@ def test_info_says_why_a_gpu_is_not_served(monkeypatch: pytest.MonkeyPatch) -> N
     assert fastkd.info()["failures"]["cuda"] == "it is not in this build"
 
 
+def cuda_facts() -> list[str | None]:
+    return [value for name, value in fastkd.info().items() if name.startswith("cuda")]
+
+
+@pytest.mark.parametrize(
+    ("driver", "problem"),
+    [
+        ("13.2", ""),
+        ("12.4", "the NVIDIA driver supports CUDA 12.4, fastkd was built with CUDA 13.1"),
+        (None, "there is no NVIDIA driver"),
+    ],
+)
+def test_info_tells_the_runtime_from_the_driver(
+    monkeypatch: pytest.MonkeyPatch, driver: str | None, problem: str
+) -> None:
+    pretend(monkeypatch, module_with("", driver, problem))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cuda_facts() == ["80;90", "13.1", "13.0", driver]
+    assert fastkd.info()["failures"].get("cuda", "") == problem
+    pretend(monkeypatch, None, "it is not in this build")
+    assert cuda_facts() == [None, None, None, None]
+
+
+def test_info_asks_no_gpu_where_the_driver_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, module_with("", "12.4", "the driver is too old"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("a GPU was asked"))
+    failures = fastkd.info()["failures"]
+    assert {name: why for name, why in failures.items() if name.startswith("cuda")} == {
+        "cuda": "the driver is too old"
+    }
+
+
+@pytest.mark.parametrize(
+    ("installed", "left_in_the_tree", "warned"),
+    [
+        (["fastkd"], ["fastkd"], False),
+        (["fastkd-cu12"], [], False),
+        (["fastkd"], ["fastkd-cu12"], False),
+        (["fastkd", "fastkd-cu12"], [], True),
+    ],
+)
+def test_info_tells_of_two_distributions_in_one_place(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    installed: list[str],
+    left_in_the_tree: list[str],
+    warned: bool,
+) -> None:
+    folders = [(name, "dist-info", "METADATA", "RECORD") for name in installed]
+    folders += [(name, "egg-info", "PKG-INFO", "SOURCES.txt") for name in left_in_the_tree]
+    for name, kind, metadata, files in folders:
+        folder = tmp_path / f"{name.replace('-', '_')}-0.1.0.{kind}"
+        folder.mkdir()
+        (folder / metadata).write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
+        (folder / files).write_text("fastkd/__init__.py,,\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    said = fastkd.info()["failures"].get("install", "")
+    assert said.startswith("fastkd and fastkd-cu12 are both installed") == warned
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would do what it is asked")
 def test_what_cuda_refuses_is_an_error_with_the_way_out() -> None:
     cuda: Any = pytest.importorskip("fastkd._cuda", reason="built without CUDA")
     assert "driver" in cuda.device_problem(0)
+    assert cuda.driver_problem() == cuda.device_problem(0)
     logits, memory = torch.zeros(4, 10), torch.zeros(1024)
     described = (logits.data_ptr(), 0, (4, 10), (10, 1))
     with pytest.raises(RuntimeError, match=r"fastkd: CUDA refused \w+: .+fastkd\.reference has"):

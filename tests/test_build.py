@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastkd import _backends
+from fastkd import _backends, _info
 
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "build_tools").is_dir():
@@ -18,7 +18,7 @@ if str(ROOT) not in sys.path:
 
 from test_packaging import on_linux, run_python  # noqa: E402
 
-from build_tools import modules, native, ninja_build, tools  # noqa: E402
+from build_tools import metadata, modules, native, ninja_build, tools  # noqa: E402
 
 SETUP = ROOT / "setup.py"
 
@@ -69,15 +69,16 @@ def test_unusable_job_count_is_an_error(
 
 @pytest.fixture
 def fake_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An nvcc that knows three chips and compiles nothing."""
+    """An nvcc of CUDA 12.9 that knows three chips and compiles nothing."""
     script = tmp_path / "nvcc"
     script.write_text(
         '#!/bin/sh\ncase "$1" in\n--list-gpu-code) printf "sm_80\\nsm_87\\nsm_90\\n" ;;\n'
+        '--version) echo "Cuda compilation tools, release 12.9, V12.9.86" ;;\n'
         '--help | --dryrun) ;;\n*) echo "nvcc: out of order" >&2; exit 3 ;;\nesac\n'
     )
     script.chmod(0o755)
     monkeypatch.setenv("NVCC", str(script))
-    for variable in ("FASTKD_NATIVE", "FASTKD_CUDA", "FASTKD_CUDA_ARCHS"):
+    for variable in ("FASTKD_NATIVE", "FASTKD_CUDA", "FASTKD_CUDA_ARCHS", "FASTKD_CUDA_FAMILY"):
         monkeypatch.delenv(variable, raising=False)
     return str(script)
 
@@ -120,6 +121,69 @@ def test_cuda_is_built_where_there_is_an_nvcc(
     assert "_cuda" in native.wished_for()
     monkeypatch.setenv("FASTKD_CUDA", "0")
     assert "_cuda" not in native.wished_for()
+
+
+def test_nvcc_must_name_its_release(tmp_path: Path, fake_nvcc: str) -> None:
+    assert tools.cuda_version([fake_nvcc]) == "12.9"
+    script = tmp_path / "other"
+    script.write_text("#!/bin/sh\necho 9.9\n")
+    script.chmod(0o755)
+    with pytest.raises(SystemExit, match=r"other --version names no release:\n9\.9"):
+        tools.cuda_version([str(script)])
+
+
+def test_a_wheel_is_named_after_the_family_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, fake_nvcc: str
+) -> None:
+    built = ["_cpu_base", "_cuda"]
+    assert metadata.distribution_name(built) == "fastkd"  # nvcc is of CUDA 12, but nobody asked
+    monkeypatch.setenv("FASTKD_CUDA_FAMILY", "")
+    assert metadata.distribution_name(built) == "fastkd"
+    monkeypatch.setenv("FASTKD_CUDA_FAMILY", "12")
+    assert metadata.distribution_name(built) == "fastkd-cu12"
+
+
+@pytest.mark.parametrize(
+    ("family", "built", "message"),
+    [
+        ("12.9", ["_cuda"], "FASTKD_CUDA_FAMILY must be one of 12, 13, got '12.9'"),
+        ("12", ["_cpu_base"], "FASTKD_CUDA_FAMILY=12, but the CUDA kernels are not compiled"),
+        ("13", ["_cuda"], "FASTKD_CUDA_FAMILY=13, but {} is of CUDA 12.9"),
+    ],
+)
+def test_a_family_that_is_not_built_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, fake_nvcc: str, family: str, built: list[str], message: str
+) -> None:
+    monkeypatch.setenv("FASTKD_CUDA_FAMILY", family)
+    with pytest.raises(SystemExit, match=re.escape(message.format(fake_nvcc))):
+        metadata.distribution_name(built)
+
+
+@on_linux
+@pytest.mark.parametrize(("family", "name"), [("", "fastkd"), ("12", "fastkd-cu12")])
+def test_metadata_has_the_name_of_the_family(
+    tmp_path: Path, fake_nvcc: str, family: str, name: str
+) -> None:
+    pytest.importorskip("setuptools")
+    arguments = ("-q", "egg_info", "--egg-base", str(tmp_path))
+    done = run_python(str(SETUP), *arguments, FASTKD_CUDA_FAMILY=family)
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / f"{name.replace('-', '_')}.egg-info" / "PKG-INFO").read_text()
+    assert f"\nName: {name}\n" in written
+    assert f'\nRequires-Dist: {name}[demo]; extra == "causal-lm"\n' in written
+
+
+def test_every_family_is_built_and_published_under_its_name() -> None:
+    workflows = ROOT / ".github" / "workflows"
+    if not workflows.is_dir():
+        pytest.skip("the sdist has no workflows")
+    built = re.findall(
+        r'name: ([\w-]+)\.linux-\w+,.* cuda: "(\d+)"', (workflows / "wheels.yml").read_text()
+    )
+    assert {family: name for name, family in built} == metadata.DISTRIBUTIONS
+    published = re.findall(r"project: ([\w-]+),", (workflows / "publish.yml").read_text())
+    assert sorted(published) == sorted(metadata.DISTRIBUTIONS.values())
+    assert sorted(_info.DISTRIBUTIONS) == sorted(published)
 
 
 def test_default_chips_are_those_that_nvcc_knows(fake_nvcc: str) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import fastkd
-from fastkd import _backends
+from fastkd import _backends, _info
+from fastkd.__main__ import in_words
 
 PACKAGE = Path(fastkd.__file__).parent
 MODULES = sorted(PACKAGE.glob("_c*.so"))
@@ -145,6 +146,20 @@ def test_the_command_line_prints_every_fact(words: list[str]) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(fastkd.info())
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "none"),
+        ("13.0", "13.0"),
+        (("avx2", "base"), "avx2; base"),
+        ({}, "none"),
+        ({"avx2": "not here", "cuda": "no driver"}, "avx2: not here; cuda: no driver"),
+    ],
+)
+def test_the_command_line_prints_words(value: object, words: str) -> None:
+    assert in_words(value) == words
+
+
 def test_the_command_line_tells_the_version() -> None:
     done = run_python("-m", "fastkd", "--version")
     assert (done.returncode, done.stdout) == (0, f"fastkd {fastkd.__version__}\n"), done.stderr
@@ -166,24 +181,24 @@ def test_the_command_line_is_silent_when_its_reader_has_left(word: str) -> None:
 
 
 def test_version_is_the_installed_one() -> None:
-    try:
-        installed = importlib.metadata.version("fastkd")
-    except importlib.metadata.PackageNotFoundError:
+    names = _info.installed_distributions()
+    if not names:
         pytest.skip("fastkd is imported, not installed")
-    assert fastkd.__version__ == installed
+    assert [importlib.metadata.version(name) for name in names] == [fastkd.__version__]
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("fastkd._cuda") is None, reason="built without the CUDA kernels"
 )
 def test_cuda_module_imports_without_a_driver_and_says_so() -> None:
-    script = "import fastkd._cuda as m; print(m.archs); print(m.device_problem(0))"
-    done = run_python("-c", script)
+    facts = "m.archs, m.cuda_runtime, m.cuda_driver(), m.driver_problem(), m.device_problem(0)"
+    done = run_python("-c", f"import fastkd._cuda as m; print({facts}, sep='\\n')")
     assert done.returncode == 0, done.stderr
-    archs, problem = done.stdout.split("\n")[:2]
+    archs, runtime, *of_the_driver = done.stdout.splitlines()
     assert re.fullmatch(r"(\d+(\+PTX)?;?)+", archs)
+    assert re.fullmatch(r"1[2-9]\.\d+", runtime)
     if not Path("/proc/driver/nvidia").exists():
-        assert problem == "there is no NVIDIA driver"
+        assert of_the_driver == ["None", *2 * ["there is no NVIDIA driver"]]
 
 
 @of_a_wheel
@@ -196,7 +211,7 @@ def test_wheel_has_notices_of_what_is_compiled_in() -> None:
     parts = ["Apache-2.0"]
     parts += ["BSD-3-Clause"] if MODULES else []
     parts += ["LicenseRef-NVIDIA-Proprietary"] if sorted(PACKAGE.glob("_cuda.*")) else []
-    distribution = importlib.metadata.distribution("fastkd")
+    distribution = importlib.metadata.distribution(*_info.installed_distributions())
     assert distribution.metadata["License-Expression"] == " AND ".join(parts)
     notices = distribution.read_text("licenses/THIRD_PARTY_NOTICES.md")
     assert notices is not None

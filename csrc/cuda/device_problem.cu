@@ -10,21 +10,38 @@ namespace {
 
 __global__ void any_kernel() {}
 
+// What CUDA says of a version: 1000 times the major number and 10 times the minor; 0: not there.
+int ask(cudaError_t (*call)(int*)) {
+  int number = 0;
+  return call(&number) == cudaSuccess ? number : 0;
+}
+
 std::string version(int number) {
   return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
 }
 
 }  // namespace
 
-std::string device_problem(int device) {
-  int driver = 0, runtime = 0;
-  cudaDriverGetVersion(&driver);
-  cudaRuntimeGetVersion(&runtime);
+std::string runtime_version() { return version(ask(cudaRuntimeGetVersion)); }
+
+std::string driver_version() {
+  const int driver = ask(cudaDriverGetVersion);
+  return driver == 0 ? "" : version(driver);
+}
+
+std::string driver_problem() {
+  const int driver = ask(cudaDriverGetVersion), runtime = ask(cudaRuntimeGetVersion);
   if (driver == 0) return "there is no NVIDIA driver";
   // Minor versions of one CUDA major are compatible.
-  if (driver / 1000 < runtime / 1000) {
-    return "the NVIDIA driver supports CUDA " + version(driver) + ", fastkd was built with CUDA " +
-           version(runtime) + ": update the driver";
+  if (driver / 1000 >= runtime / 1000) return "";
+  return "the NVIDIA driver supports CUDA " + version(driver) + ", fastkd was built with CUDA " +
+         version(runtime) + ": update the driver" +
+         (driver / 1000 == 12 ? ", or install fastkd-cu12 in place of fastkd" : "");
+}
+
+std::string device_problem(int device) {
+  if (const std::string problem = driver_problem(); !problem.empty()) {
+    return problem;
   }
   const Chip chip = chip_of(device);
   cudaFuncAttributes attributes{};

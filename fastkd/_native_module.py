@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 # csrc/bindings/module.cpp has the same number. Raise both where a function of the modules, its
 # arguments or a code that it takes changes: what was built in place before stays where it is.
-INTERFACE = 5
+INTERFACE = 6
 
 Described = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 

@@ -10,7 +10,7 @@
 namespace {
 
 // Of fastkd/_native_module.py, which has the same number and says when to raise it.
-constexpr int kInterface = 5;
+constexpr int kInterface = 6;
 
 void fill(fastkd::py::module_& m) {
   m.doc() = "Kernels of one fastkd backend; call them through fastkd.";

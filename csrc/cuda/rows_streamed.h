@@ -180,6 +180,7 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
     for (int64_t i = first; i - first < whole; i += step) {  // the row's threads store together
       float s[kPerVector], t[kPerVector], g[kPerVector];
       read(i, s, t);
+      if (call.reads_what_others_store()) group.meet();
       State unused = Loss::start(state.max_student, state.max_teacher);
 #pragma unroll
       for (int k = 0; k < kPerVector; ++k) {
@@ -188,7 +189,6 @@ __global__ void __launch_bounds__(kWithinWarp<kScope> ? kWarpsThreads : kMemoryT
         g[k] = Loss::grad(scale, exps);
         if (Loss::kHasLabel && i + k == label) g[k] -= scale.label;
       }
-      if (call.reads_what_others_store()) group.meet();
       grad.write(i, g, group.rank % group.lanes, group.lanes);
       if (call.reads_what_others_store()) group.meet();
     }

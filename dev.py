@@ -5,11 +5,13 @@
     python3 dev.py test      run the quick tests: each case on one backend; test --all: all tests
     python3 dev.py check     lint, formats, types, layers, spelling, workflows; or some: check mypy
     python3 dev.py bench     measure and draw the benchmark table
-    python3 dev.py wheel     build a wheel into dist/; with the CUDA kernels: wheel --cuda
+    python3 dev.py wheel     build a wheel into dist/; with the CUDA kernels: wheel --cuda; for
+                             another Python and some chips: wheel --cuda --python 3.12 --archs 90
     python3 dev.py gates     hold the CUDA code to its budgets, no GPU needed; --write: new budgets
     python3 dev.py sanitize  run the kernels under ASan, UBSan, TSan and valgrind; or one: cuda-tsan
     python3 dev.py mutants   plant faults in a copy of the source and see which tests find them
-    python3 dev.py gpu-check build for this GPU, test, measure and probe it, within nine minutes
+    python3 dev.py gpu-check build for this GPU, test, measure and probe it, within nine minutes;
+                             with a wheel of another machine: --wheel FILE; without a GPU: --dry-run
 
 `demo` and `bench` compile for the best instruction set of this CPU, `test` for all that it has and
 for the emulator of CUDA. The CUDA kernels are compiled for the GPU that nvidia-smi sees, or if
@@ -140,8 +142,8 @@ def main() -> int:
     try:
         if given.command not in COMMANDS:
             raise Failure(f"there is no command {given.command!r}{suggestion(given.command)}")
-        if given.command == "gpu-check" and not sees_gpu():
-            raise Failure("gpu-check needs an NVIDIA GPU, and nvidia-smi sees none")
+        if given.command == "gpu-check" and "--dry-run" not in given.arguments and not sees_gpu():
+            raise Failure("gpu-check needs an NVIDIA GPU, and nvidia-smi sees none (--dry-run)")
         python = environment_for(given.command, given.arguments)
         own = {"check": check, "wheel": wheel, "gates": gates, "test": test}
         if given.command in own:
@@ -172,6 +174,8 @@ def environment_for(command: str, arguments: Sequence[str]) -> Path:
     extras = EXTRAS.get("test --all" if wants_all(command, arguments) else command, [])
     wanted = pinned([line for extra in extras for line in requirements(extra)])
     build_tools = project()["build-system"]["requires"]
+    if command == "gpu-check" and re.search(r"--(dry-run|wheel)", " ".join(arguments)):
+        build_tools = []  # nothing of fastkd is compiled
     if Path(sys.prefix) != VENV and importlib.util.find_spec("torch"):
         python = Path(sys.executable)
         ignored = "; FASTKD_TORCH is ignored" if os.environ.get("FASTKD_TORCH") else ""
@@ -245,10 +249,16 @@ def require_tools(python: Path, command: str, wanted: Sequence[str]) -> None:
     """Name what an environment that isn't ours lacks."""
     lacking = missing(wanted, python)
     if lacking:
+        otherwise = (
+            "\nor use a wheel that another machine has built: gpu-check --wheel FILE"
+            if command == "gpu-check"
+            else ""
+        )
         command_line = shlex.join(map(str, pip_install(python, *lacking)))
         raise Failure(
             f"this environment lacks packages that `dev.py {command}` needs. Install them:\n"
             f"    {command_line}\nor leave the environment, then dev.py makes one of its own"
+            f"{otherwise}"
         )
 
 
@@ -296,6 +306,10 @@ def check(python: Path, names: Sequence[str]) -> int:
 
 def wheel(python: Path, arguments: Sequence[str]) -> int:
     """Build a wheel into dist/ and tell what is in it."""
+    parser = argparse.ArgumentParser(prog="dev.py wheel", add_help=False)
+    parser.add_argument("--python")
+    given, arguments = parser.parse_known_args(arguments)
+    python = python_of(given.python) if given.python else python
     made = make_wheel(python, arguments)
     print(f"{made.relative_to(ROOT)}  {made.stat().st_size:,} bytes")
     for entry in zipfile.ZipFile(made).infolist():
@@ -308,20 +322,43 @@ def wheel(python: Path, arguments: Sequence[str]) -> int:
 
 
 def make_wheel(python: Path, arguments: Sequence[str]) -> Path:
-    """Build a wheel into dist/; --cuda among the arguments for one with the CUDA kernels."""
+    """Build a wheel into dist/ for a Python; the arguments but for --python."""
+    parser = argparse.ArgumentParser(prog="dev.py wheel", add_help=False)
+    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--archs")
+    given, others = parser.parse_known_args(arguments)
     wishes = {"FASTKD_NATIVE": "1", "FASTKD_CUDA": os.environ.get("FASTKD_CUDA", "0")}
-    if "--cuda" in arguments:
+    if given.archs and not given.cuda:
+        raise Failure("wheel: --archs names the chips of --cuda, which is not given")
+    if given.archs:
+        wishes["FASTKD_CUDA_ARCHS"] = given.archs
+    if given.cuda:
         wishes["FASTKD_CUDA"] = "1"
         provide_nvcc(python)
     for leftovers in (ROOT / "build").glob("lib*"):  # setuptools would pack what was deleted since
         shutil.rmtree(leftovers)
-    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", "dist"]
-    options += [argument for argument in arguments if argument != "--cuda"]
+    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", "dist", *others]
     step("building a wheel", [python, "-m", "pip", "wheel", *options, "."], **wishes)
     wheels = sorted((ROOT / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
     if not wheels:
         raise Failure("pip wrote no wheel into dist/")
     return wheels[-1]
+
+
+def python_of(version: str) -> Path:
+    """Another Python with the build tools, in an environment in build/."""
+    found = shutil.which(f"python{version}")
+    if not found or run_quietly([found, "-c", "import ensurepip, venv"])[0]:
+        raise Failure(
+            f"wheel --python {version}: no python{version} on the PATH runs and makes "
+            "environments; install one, with its headers"
+        )
+    folder = ROOT / "build" / f"python{version}"
+    if not (folder / "bin" / "python").exists():
+        step(f"making {folder.relative_to(ROOT)}", [found, "-m", "venv", folder])
+    python = folder / "bin" / "python"
+    install(python, "the build tools", pinned(project()["build-system"]["requires"]))
+    return python
 
 
 def cuda_module(made: Path) -> Path | None:

@@ -11,12 +11,21 @@ run.py (the command)
          -> report.py (words, files) -> tables.py (one for each kind of loss) -> text.py
          -> plot.py
 
-gpu_check.py (the command on a GPU: steps in processes of their own, commands.py)
-    -> gpu_facts.py    chip and versions       -> gpu_tools.py  compute-sanitizer and ncu
-    -> gpu_bench.py    the table of a GPU         -> gpu_calls.py  what they look at
+gpu_check.py (the command on a GPU)
+    -> gpu_wheel.py    a wheel of another machine, instead of a build
+    -> gpu_stages.py   the stages: steps in processes of their own (gpu_run.py, commands.py)
+         -> gpu_tools.py    compute-sanitizer and ncu: command lines, and what they say
+         -> gpu_program.py  the program for compute-sanitizer, compiled meanwhile
+    -> gpu_summary.py  what is printed of each stage
+the programs of its steps
+    gpu_facts.py    chip and versions
+    gpu_tests.py    a pytest plugin: goes on behind a test that hangs or faults
+    gpu_bench.py    the table of a GPU, row by row (gpu_rows.py: which, in which order)
          -> gpu_measure.py  one row: gpu_timing.py (events, ceilings), and the parts above
          -> peers.py        other packages' losses, where they are installed
-    -> gpu_summary.py  the last lines
+    gpu_compile.py  fills torch.compile's cache for it
+    gpu_calls.py    what compute-sanitizer and ncu look at
+    gpu_report.py   the short table, and the files at the end
 
 command_line.py    how these commands, and those of examples/, end
 

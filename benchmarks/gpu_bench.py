@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure every loss on a GPU, print the table, record it and draw it.
+"""Measure every loss on a GPU, print the table and record it.
 
 A kernel that faults takes its process with it, and one that hangs must be killed: each row is
 kept as soon as it is known, and a run with --resume goes on behind the row that ended the last one.
+
+--providers measures some providers only. A later run with --resume and others adds them to the
+rows: so that fastkd's time is known of every row before anything slow is asked for.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 # Before torch is loaded: its profiler else writes into the table.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -20,26 +24,29 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import fastkd
 from benchmarks import ROOT, gpu_facts, machine
 from benchmarks.command_line import exit_with
+from benchmarks.commands import commit
 from benchmarks.gpu_measure import (
     DeviceLostError,
     Meters,
-    find_gpu_jobs,
+    dry_meters,
     gpu_meters,
-    in_turn,
     measure_on_gpu,
     new_row,
     words_of,
 )
+from benchmarks.gpu_report import render_rates
+from benchmarks.gpu_rows import find_gpu_jobs, gpu_jobs
 from benchmarks.gpu_timing import Ceilings, measure_ceilings
 from benchmarks.journal import Journal
 from benchmarks.measure import Job
-from benchmarks.peers import PEERS, peer_versions
+from benchmarks.peers import PEERS, peer_versions, serves
 from benchmarks.providers import PROVIDERS
-from benchmarks.report import render_markdown, save
-from benchmarks.results import ON_GPU, Results, Row
+from benchmarks.report import save
+from benchmarks.results import ON_GPU, Results, Row, to_json
 
 LOST = 3  # exit status: the device faulted, start again with --resume
-ROUNDS = 21
+ROUNDS, DRY_ROUNDS = 21, 2
+DRY_BYTES = 1 << 16  # of the buffers that are copied in a dry run
 GPU_PROVIDERS = (*PROVIDERS, *PEERS)
 OTHERS = {*GPU_PROVIDERS} - {"fastkd"}  # a row is measured again without them
 HUNG = "hung or faulted"
@@ -51,38 +58,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", default="", metavar="TEXT", help="only rows with TEXT in them")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument(
+        "--providers", type=_providers, default=GPU_PROVIDERS, metavar="A[,B]",
+        help=f"of {','.join(GPU_PROVIDERS)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
         "--until", type=float, default=math.inf, metavar="TIME", help="begin no row after time()"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu-bench")
     parser.add_argument("--journal", type=Path, default=ROOT / "build" / "gpu-bench.jsonl")
     parser.add_argument("--resume", action="store_true", help="go on behind the last journal")
+    parser.add_argument("--dry-run", action="store_true", help="tiny rows on the CPU")
     options = parser.parse_args(arguments)
-    jobs = find_gpu_jobs(options.rows)
+    jobs = gpu_jobs(options.rows, options.dry_run)
     if not jobs:
         names = "\n  ".join(str(job) for job in find_gpu_jobs())
         parser.error(f"--rows {options.rows!r} matches no row of:\n  {names}")
-    problem = gpu_facts.facts().get("problem")
-    if problem:
-        print(f"gpu_bench: {problem}", file=sys.stderr)
+    chip = gpu_facts.dry_facts() if options.dry_run else gpu_facts.facts()
+    if "problem" in chip:
+        print(f"gpu_bench: {chip['problem']}", file=sys.stderr)
         return 1
-    results, slug = empty_results(), gpu_facts.slug(gpu_facts.gpu()["gpu"])
+    results, slug = empty_results(chip), gpu_facts.slug(chip["gpu"])
     journal = GpuJournal(options.journal, options.resume)
+    meters = dry_meters() if options.dry_run else gpu_meters()
+    rounds = DRY_ROUNDS if options.dry_run else options.rounds
     try:
-        for _ in measured(in_turn(jobs), gpu_meters(), journal, options.rounds, options.until):
+        if journal.ceilings is None:
+            size = {"size": DRY_BYTES} if options.dry_run else {}
+            found = measure_ceilings(rounds, clock=meters.clock, device=meters.device, **size)
+            journal.keep_ceilings(found)
+            meters.settle()
+        for _ in measured(jobs, meters, journal, rounds, options.until, options.providers):
             # After every row: what ends this process does not take the rows before.
-            save(filled(results, journal, jobs), options.output, slug)
+            known = filled(results, journal, jobs)
+            save(known, options.output, slug)
+            options.journal.with_suffix(".txt").write_text(render_rates(known), encoding="utf-8")
     except DeviceLostError as error:
         print(f"gpu_bench: the GPU is lost: {error}", flush=True)
         return LOST
-    results = filled(results, journal, jobs)
-    print(f"\n{render_markdown(results)}", flush=True)
-    try:
-        from benchmarks.plot import draw  # noqa: PLC0415 - matplotlib may be missing
-    except ImportError as error:
-        print(f"no picture: {error}")
-    else:
-        draw(results, options.output, slug)
+    print(f"\n{render_rates(filled(results, journal, jobs))}", flush=True)
     return 0
+
+
+def _providers(text: str) -> tuple[str, ...]:
+    unknown = sorted(set(text.split(",")) - {*GPU_PROVIDERS})
+    if unknown:
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(GPU_PROVIDERS)}, got {unknown}")
+    return tuple(text.split(","))
 
 
 class GpuJournal(Journal):
@@ -97,6 +118,8 @@ class GpuJournal(Journal):
                 self.ended.setdefault(each["begun"], []).append("begin")
             if "stage" in each:
                 self.ended[each["of"]][-1] = each["stage"]
+            if "job" in each:  # an earlier run came to the end of this row
+                self.ended.pop(each["job"], None)
         self.ceilings = next(
             (Ceilings(**each["ceilings"]) for each in self.records if "ceilings" in each), None
         )
@@ -109,6 +132,11 @@ class GpuJournal(Journal):
         """A provider's turn, or a later stage, that may be at fault."""
         self.write({"stage": stage, "of": str(job)})
 
+    def keep_row(self, job: Job, row: Row) -> None:
+        """A row is known; and whether a kernel of ours does its work, for ncu."""
+        self.rows[str(job)] = row
+        self.write({"job": str(job), "row": to_json(row), "kernel": bool(job.case.kernels.forward)})
+
     def keep_ceilings(self, ceilings: Ceilings) -> None:
         """The rates of torch's own kernels are known."""
         self.ceilings = ceilings
@@ -116,30 +144,61 @@ class GpuJournal(Journal):
 
 
 def measured(
-    jobs: Sequence[Job], meters: Meters, journal: GpuJournal, rounds: int, until: float
+    jobs: Sequence[Job],
+    meters: Meters,
+    journal: GpuJournal,
+    rounds: int,
+    until: float,
+    providers: Sequence[str] = GPU_PROVIDERS,
 ) -> Iterator[Row]:
-    """Measure the ceilings and the rows that the journal lacks."""
-    if journal.ceilings is None:
-        journal.keep_ceilings(measure_ceilings(clock=meters.clock, device=meters.device))
-        meters.settle()
+    """Measure what the journal lacks of some providers.
+
+    fastkd is measured again beside providers that are new in a row, turn by turn.
+    """
     for job in jobs:
         name = str(job)
-        if name in journal.rows:
+        known = journal.rows.get(name) or new_row(job, failures={})
+        new = [each for each in providers if _is_new(each, job, known)]
+        if not new:
             continue
         ended = journal.ended.get(name, [])
         if set(ended) - OTHERS:
-            row = new_row(job, failures={"fastkd": f"{HUNG} ({ended[-1]})"})
+            row = new_row(job, failures=dict.fromkeys(new, f"{HUNG} ({ended[-1]})"))
         elif time.time() < until:
-            row = _measure_one(job, meters, journal, rounds, ended)
+            asked = [each for each in providers if each in new or each in known.providers]
+            row = _measure_one(job, meters, journal, rounds, asked, ended)
         else:
             print(f"no time left for {name}", flush=True)
             continue
-        journal.keep(name, row)
+        row = _joined(known, row)
+        journal.keep_row(job, row)
         yield row
 
 
+def _is_new(provider: str, job: Job, known: Row) -> bool:
+    """Whether a provider has the row's loss, and neither figures nor a failure in it."""
+    has_it = provider not in PEERS or serves(provider, job.case, job.bench_row)
+    return has_it and provider not in {**known.providers, **known.failures}
+
+
+def _joined(known: Row, row: Row) -> Row:
+    """What two runs found out about a row: of a provider in both, what the later one measured."""
+    if not row.providers:
+        return dataclasses.replace(known, failures={**known.failures, **row.failures})
+    return dataclasses.replace(
+        row,
+        providers={**known.providers, **row.providers},
+        failures={**known.failures, **row.failures},
+    )
+
+
 def _measure_one(
-    job: Job, meters: Meters, journal: GpuJournal, rounds: int, without: Sequence[str]
+    job: Job,
+    meters: Meters,
+    journal: GpuJournal,
+    rounds: int,
+    asked: Sequence[str],
+    without: Sequence[str],
 ) -> Row:
     begin = time.monotonic()
     print(f"{job}:", end=" ", flush=True)
@@ -149,7 +208,7 @@ def _measure_one(
         print(stage, end=", ", flush=True)
         journal.stage(job, stage)
 
-    providers = [name for name in GPU_PROVIDERS if name not in without]
+    providers = [name for name in asked if name not in without]
     try:
         row = measure_on_gpu(job, meters, rounds=rounds, providers=providers, progress=progress)
         row.failures.update(dict.fromkeys(without, HUNG))
@@ -165,7 +224,7 @@ def _measure_one(
     return row
 
 
-def empty_results() -> Results:
+def empty_results(chip: dict[str, Any]) -> Results:
     """What a run is, before its first row."""
     versions = {
         **machine.versions(),
@@ -173,8 +232,9 @@ def empty_results() -> Results:
         **peer_versions(),
         "fastkd_cuda_archs": fastkd.info()["cuda"] or "none: the reference ran",
     }
-    device = {**gpu_facts.gpu(), **machine.device()}
-    return Results(machine.date(), machine.commit(), device, versions, {ON_GPU: math.nan}, ())
+    sizes = {name: chip[name] for name in gpu_facts.SIZES}
+    device = {**sizes, **machine.device()}
+    return Results(machine.date(), commit(), device, versions, {ON_GPU: math.nan}, ())
 
 
 def filled(results: Results, journal: GpuJournal, jobs: Sequence[Job]) -> Results:

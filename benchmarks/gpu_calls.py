@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """A few calls of every loss on a GPU, for compute-sanitizer and for ncu to look at.
 
-    python -m benchmarks.gpu_calls small     one tiny call of each kernel and way to read memory
-    python -m benchmarks.gpu_calls profile   large calls, between profiler start and stop
+    python -m benchmarks.gpu_calls small         one tiny call of each kernel and way to read memory
+    python -m benchmarks.gpu_calls profile ROW   a row of the benchmark, by its name, between
+                                                 profiler start and stop
 
-Prints a line for each call, which `gpu_tools` reads.
+Prints a line for each call, which `gpu_tools` reads. With --dry-run at the end it runs on the CPU,
+the row tiny and nothing profiled.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from cases import BATCH_CASES, PLAIN_CASES, PLAIN_LOGIT_CASES, Geometry, Inputs, LossCase
 from loss_case import Kind
 
-from benchmarks.providers import make_function, make_step
+from benchmarks.gpu_rows import gpu_jobs
+from benchmarks.providers import Step, make_function, make_step
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 CALLED = "called"
@@ -80,49 +83,31 @@ SMALL: dict[Kind, tuple[Small, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Profiled:
-    """A large call, and which of its kernels are counted, in their order."""
-
-    loss: str
-    geometry: Geometry
-    dtype: torch.dtype
-    kernels: tuple[str, ...]  # the beginnings of their names
-
-
-PROFILED = (
-    # A warp a row, a block a row, a cluster a row: 6 bytes of DRAM traffic an element at best.
-    Profiled("kd_loss", Geometry((65536, 1000)), BF16, ("rows_",)),
-    Profiled("kd_loss", Geometry((16384, 8192)), BF16, ("rows_",)),
-    Profiled("kd_loss", Geometry((2048, 128256)), BF16, ("rows_",)),
-    Profiled("rkd_loss", Geometry((1024, 256)), F32, ("angle_ends", "angle_vertices")),
-    # The map of the student and of the teacher, the gradient.
-    Profiled(
-        "attention_transfer_loss",
-        Geometry((256, 512, 28, 28), 1),
-        BF16,
-        ("map_along_positions", "map_along_positions", "gradient_along_positions"),
-    ),
-)
-
-
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    profiling = sys.argv[1:] == ["profile"]
-    for call in profiled_calls("cuda") if profiling else small_calls("cuda"):
+    words = [*(sys.argv[1:] if arguments is None else arguments)]
+    dry_run = words[-1:] == ["--dry-run"]
+    kind, *names = words[: len(words) - dry_run]
+    device = "cpu" if dry_run else "cuda"
+    profiling = kind == "profile"
+    for call in profiled_calls(names[0], dry_run) if profiling else small_calls(device):
         function = make_function(call.case, "fastkd")
         step = make_step(call.case, call.inputs.with_gradient(), function)
-        if profiling:
-            step()
-            torch.cuda.synchronize()
-            torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
-        loss, *_ = step()
-        torch.cuda.synchronize()
-        if profiling:
-            torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
+        loss, *_ = profile(step) if profiling and not dry_run else step()
         print(CALLED, call.words, flush=True)
         assert loss.isfinite().item(), f"{call.words} gives {loss.item()}"
     return 0
+
+
+def profile(step: Step) -> tuple[torch.Tensor, ...]:
+    """A second call, which the profiler sees."""
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
+    found = step()
+    torch.cuda.synchronize()
+    torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
+    return found
 
 
 @dataclass(frozen=True)
@@ -132,16 +117,15 @@ class Call:
     case: LossCase
     geometry: Geometry
     inputs: Inputs
-    kernels: int = 0  # that are counted
 
     @property
     def words(self) -> str:
-        """Loss, shape, dtypes; how many of what it is done for; how many kernels are counted."""
+        """Loss, shape, dtypes; how many of what it is done for."""
         dtypes = "/".join(str(t.dtype).removeprefix("torch.") for t in self.inputs.tensors)
         unit, count = "element", self.inputs.tensors[0].numel()
         if self.case.work is not None:
             unit, count = self.case.work.unit, self.case.work.count(self.geometry)
-        return f"{self.case.loss} {self.geometry} {dtypes} {count} {unit} {self.kernels}"
+        return f"{self.case.loss} {self.geometry} {dtypes} {count} {unit}"
 
 
 def small_calls(device: str) -> Iterator[Call]:
@@ -159,12 +143,13 @@ def small_calls(device: str) -> Iterator[Call]:
             yield Call(case, small.geometry, inputs)
 
 
-def profiled_calls(device: str) -> Iterator[Call]:
-    """Made on the device."""
-    for each in PROFILED:
-        (case,) = (case for case in PLAIN_CASES if case.loss == each.loss)
-        inputs = case.make_inputs(each.geometry, each.dtype, each.dtype, device=device)
-        yield Call(case, each.geometry, inputs, len(each.kernels))
+def profiled_calls(name: str, dry_run: bool) -> Iterator[Call]:
+    """A row of the benchmark, made on the device."""
+    (job,) = (job for job in gpu_jobs("", dry_run) if str(job) == name)
+    geometry, dtype = job.bench_row.geometry, job.bench_row.dtype
+    device = "cpu" if dry_run else "cuda"
+    inputs = job.case.make_inputs(geometry, dtype, dtype, device=device)
+    yield Call(job.case, geometry, inputs)
 
 
 if __name__ == "__main__":

@@ -2,93 +2,177 @@
 """Everything that only a GPU can tell, in one command: `python3 dev.py gpu-check`.
 
     facts       the GPU and the versions
-    build       fastkd in place, with CUDA code for this chip only
+    build       fastkd in place, with CUDA code for this chip only; or --wheel, which is unpacked
     wrappers    device.h's inline assembly, one by one (csrc/tests/ptx_wrappers.cu)
-    tests       those marked cuda, and beside them the tools of compute-sanitizer on tiny calls
-    bench       the ceilings of a copy, the table beside eager PyTorch, torch.compile and peers
-    ncu         DRAM bytes per element, and how busy the chip is
+    values      a small and a large call of every kernel and type, all losses, against float64
+    bench       fastkd alone over all rows, beside a copy's rate
+    ncu         DRAM traffic of the rows furthest from that rate, and how busy the chip is
+    peers       eager PyTorch and liger-kernel beside fastkd, then torch.compile
+    tests       the long list of tests
+    streams     streams, graphs, several GPUs
+    sanitizers  compute-sanitizer on a torch-free program, or on tiny calls from Python
 
-Each step has a time limit and none stops the next. No network is used. The last lines of the
-output hold all that matters; the whole output of each step is in its log. Standard library only:
-the steps are processes of their own, and a kernel that faults takes only its step with it.
+What tells most comes first, and every stage prints its table and saves it as it ends, so that a run
+may be cut off at any time. None stops the next. Nothing is installed and no network is used.
+Standard library only: the steps are processes of their own, and a kernel that faults takes only
+its step with it.
 """
 
 import argparse
 import json
-import os
 import shutil
+import signal
 import sys
+import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.command_line import exit_with
-from benchmarks.commands import Outcome, Step, run_steps
-from benchmarks.gpu_facts import find_nvcc, slug
-from benchmarks.gpu_summary import print_summary, status
-from benchmarks.gpu_tools import (
-    ALL_METRICS,
-    DRAM_METRICS,
-    SANITIZER_ENVIRONMENT,
-    SANITIZERS,
-    ncu_command,
-    sanitizer_command,
-)
+from benchmarks.commands import Outcome, Step, commit, last_line, run_steps
+from benchmarks.gpu_run import PYTHON, Run
+from benchmarks.gpu_stages import STAGES, Stage
+from benchmarks.gpu_summary import checks, heading, section
+from benchmarks.gpu_wheel import unpack, why_not
 
 TOTAL_SECONDS = 540.0
-NCU_SECONDS = 45.0  # kept for the last step
-LATE_SECONDS = 25.0  # what a row of the benchmark that began in time may take
-SILENCE_SECONDS = 60.0  # of the benchmark, which names what it does: then a kernel hangs
-HUNG, LOST = 137, 3  # exit statuses of a benchmark that is to go on behind the row
-NAMES = ("build", "wrappers", "tests", "sanitizers", "bench", "ncu")
-PYTHON = sys.executable
-STRICT = {"FASTKD_REQUIRE_NATIVE": "1", "PYTHONUNBUFFERED": "1"}
-HAS_CUDA_MODULE = """
-import sys, fastkd
-info = fastkd.info()
-problems = {name: why for name, why in info["failures"].items() if name.startswith("cuda")}
-print("fastkd", info["version"], "has CUDA code for", info["cuda"], problems or "")
-sys.exit(1 if info["cuda"] is None or problems else 0)
-"""
+LAST_SECONDS = 12.0  # kept for the picture and the files
+RECORDED = ROOT / "benchmarks" / "results"
+NAMES = tuple(stage.name for stage in STAGES)
+NO_WHEEL = "gpu-check: {} does not run here: {}"
+WAY_OUT = (
+    "gpu-check: fastkd does not run here, so no other stage can. A wheel that another machine has "
+    "built needs nothing compiled: --wheel FILE, from `python3 dev.py wheel --cuda --archs {} "
+    "--python {}.{}`"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit status 1 if there is no GPU or a step failed."""
-    options = _parser().parse_args(arguments)
-    begin = time.time()
-    deadline = time.monotonic() + options.seconds
-    ask = Step("facts", ((PYTHON, "-m", "benchmarks.gpu_facts"),), 60)
-    outcomes = run_steps([ask], options.logs, deadline)
-    machine = read_facts(outcomes[0])
-    if "problem" in machine:
-        print(f"gpu-check: {machine['problem']}: there is nothing to check")
-        return 1
-    print(json.dumps(machine), flush=True)
-    for steps in stages(machine, options, deadline, outcomes):
-        wanted = [step for step in steps if step.name.partition(" ")[0] in options.only]
-        print("".join(f"gpu-check: {step.name} ...\n" for step in wanted), end="", flush=True)
-        done = run_steps(wanted, options.logs, deadline) if wanted else []
-        for outcome in done:
-            print(f"gpu-check: {outcome.step.name}: {status(outcome)}", flush=True)
-        outcomes += done
-    results = options.output / f"{slug(machine['gpu'])}.json"
-    print_summary(machine, outcomes, results, begin)
-    return 1 if any(outcome.bad for outcome in outcomes) else 0
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.dry_run and options.record:
+        parser.error("--record keeps what a GPU measured, and --dry-run uses none")
+    if problem := _why_not_there(options.output):
+        parser.error(problem)
+    if options.wheel and (problem := why_not(options.wheel)):
+        parser.error(f"--wheel: {problem}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and ends what it has started
+    check = Check(options)
+    try:
+        return check.run()
+    finally:
+        check.close()
 
 
-def stages(
-    machine: dict[str, Any], options: argparse.Namespace, deadline: float, done: list[Outcome]
-) -> Iterator[list[Step]]:
-    """Steps that may run side by side, stage after stage; `done` grows meanwhile."""
-    yield [build_step(machine["capability"])]
-    yield [wrappers_step(machine["capability"], options.logs)]
-    yield [*test_steps(), *sanitizer_steps()]
-    yield [bench_step(options, deadline - time.monotonic())]
-    yield [ncu_step("ncu", ALL_METRICS)]
-    if done[-1].step.name == "ncu" and done[-1].code:  # perhaps it does not know a counter
-        yield [ncu_step("ncu bytes only", DRAM_METRICS)]
+class Check:
+    """A run of all stages."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.deadline = time.monotonic() + options.seconds
+        self.outcomes: list[Outcome] = []
+        self.sections: list[str] = []
+        self.about = Run({}, options.output, dry_run=options.dry_run, rows=options.rows)
+        for folder in (self.about.logs, options.output / "work"):
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+            folder.mkdir(parents=True)
+        for file in [*options.output.glob("*.*")]:
+            file.unlink()
+
+    def run(self) -> int:
+        """All stages; the exit status."""
+        about = self.about
+        if self.options.wheel:
+            about.package, about.tree = unpack(self.options.wheel, about.output / "work")
+        about.environment["FASTKD_COMMIT"] = commit()
+        (asked,) = self.steps([about.step("facts", about.module("gpu_facts"))], 60)
+        about.machine = read_facts(asked)
+        if "problem" in about.machine:
+            print(f"gpu-check: {about.machine['problem']}: there is nothing to check")
+            return 1
+        self.keep(heading(about.machine))
+        stages = [stage for stage in STAGES if stage.name in self.options.only]
+        for place, stage in enumerate(stages):
+            done = self.stage(stage, sum(each.seconds for each in stages[place:]))
+            if stage.name == "build" and any(outcome.bad for outcome in done):
+                self.keep(self.why_no_kernels(done[-1]))
+                return 1
+        if about.results.exists():
+            self.finish()
+        return 1 if any(outcome.bad for outcome in self.outcomes) else 0
+
+    def why_no_kernels(self, build: Outcome) -> str:
+        """Why the run ends after its first stage."""
+        if self.options.wheel:
+            return NO_WHEEL.format(self.options.wheel.name, last_line(build.output))
+        return WAY_OUT.format(self.about.machine["capability"], *sys.version_info[:2])
+
+    def stage(self, stage: Stage, seconds_of_all: float) -> list[Outcome]:
+        """Run a stage in its share of the time that is left, and keep what it found."""
+        now = time.monotonic()
+        left = max(0.0, self.deadline - LAST_SECONDS - now)
+        share = left * stage.seconds / seconds_of_all
+        done: list[Outcome] = []
+        steps = stage.steps(self.about, now + share)
+        try:
+            group = next(steps)
+            while True:
+                ended = self.steps(group, now + share - time.monotonic())
+                done += ended
+                group = steps.send(ended)
+        except StopIteration:
+            pass
+        self.outcomes += done
+        self.keep(section(self.about, stage.name, done))
+        return done
+
+    def steps(self, steps: Sequence[Step], seconds: float) -> list[Outcome]:
+        """Run steps side by side, and say what is being done and how much time is left."""
+        names = dict.fromkeys(step.name.rstrip(" 0123456789") for step in steps)
+        self.tell(f"{', '.join(names)} ... at most {max(0.0, seconds):.0f} s")
+        return run_steps(steps, self.about.logs, time.monotonic() + seconds, self.tell)
+
+    def tell(self, words: str) -> None:
+        """A line for who watches."""
+        left = max(0, round(self.deadline - time.monotonic()))
+        print(f"gpu-check [{left // 60}:{left % 60:02} left] {words[:160]}", flush=True)
+
+    def keep(self, words: str) -> None:
+        """Print what was found, and save all that is known."""
+        print(words, flush=True)
+        self.sections.append(words)
+        output = self.about.output
+        (output / "summary.txt").write_text("\n".join(self.sections) + "\n", encoding="utf-8")
+        archive = output / "gpu-check.tar.gz"
+        unfinished = archive.with_suffix(".part")
+        with tarfile.open(unfinished, "w:gz") as tar:
+            for path in [*sorted(output.glob("*.*")), self.about.logs]:
+                if path not in (archive, unfinished):
+                    tar.add(path, f"gpu-check/{path.name}", filter=_without_programs)
+        unfinished.replace(archive)
+
+    def finish(self) -> None:
+        """Write how the stages ended into the results, draw them, and record them if asked."""
+        about = self.about
+        found = about.logs / "checks.json"
+        found.write_text(json.dumps(checks(about, self.outcomes)), encoding="utf-8")
+        command = [PYTHON, "-m", "benchmarks.gpu_report", str(about.results.resolve())]
+        report = about.step("report", [*command, "--checks", str(found.resolve())])
+        done = self.steps([report], max(LAST_SECONDS, self.deadline - time.monotonic()))
+        self.outcomes += done
+        if self.options.record:
+            for path in about.output.glob(f"{about.results.stem}*"):
+                shutil.copy2(path, RECORDED)
+        where = f"recorded in {RECORDED}" if self.options.record else "--record was not asked for"
+        self.keep(f"All is in {about.output}, and in its gpu-check.tar.gz; {where}.")
+
+    def close(self) -> None:
+        """End what still runs."""
+        self.about.program.end()
+        shutil.rmtree(self.about.output / "work", ignore_errors=True)
 
 
 def read_facts(outcome: Outcome) -> dict[str, Any]:
@@ -100,111 +184,43 @@ def read_facts(outcome: Outcome) -> dict[str, Any]:
     return {"problem": f"the facts step {outcome.words}: {outcome.output.strip()[-300:]}"}
 
 
-def build_step(capability: int) -> Step:
-    """Build in place for one chip, with what is installed, and see that the kernels load."""
-    install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-index"]
-    install += ["--no-deps", "--no-build-isolation", "--editable", "."]
-    settings = {"FASTKD_NATIVE": "1", "FASTKD_CUDA": "1", "FASTKD_CUDA_ARCHS": str(capability)}
-    return Step("build", (install, [PYTHON, "-c", HAS_CUDA_MODULE]), 150, settings | STRICT)
+def _why_not_there(output: Path) -> str:
+    """Why nothing may be written into a folder, or "": what is in it would be deleted."""
+    if output.exists() and any(output.iterdir()) and not (output / "summary.txt").exists():
+        return f"--output: {output} is not empty, and no earlier gpu-check has written it"
+    return ""
 
 
-def wrappers_step(capability: int, folder: Path) -> Step:
-    """Compile the smoke test of device.h as the kernels are compiled, and run it."""
-    from build_tools import modules  # noqa: PLC0415 - not there away from the source tree
-
-    nvcc = find_nvcc()
-    program = str((folder / "ptx_wrappers").resolve())
-    source = [f"-arch=sm_{capability}", "-I", "csrc", "csrc/tests/ptx_wrappers.cu", "-o", program]
-    compile_it = [*nvcc, *modules.NVCC_FLAGS, *source]
-    obstacle = "" if nvcc else "there is no nvcc"
-    return Step("wrappers", (compile_it, [program]), 60, obstacle=obstacle)
-
-
-def test_steps() -> list[Step]:
-    """A process for each file of GPU tests: a fault or a hang ends one of them only."""
-    files = sorted(ROOT.glob("tests/test_cuda_device*.py"))
-    # These tests need neither the environment's plugins nor the settings for the other tests, and a
-    # warning of torch's own must not hide what the GPU does.
-    settings = {**STRICT, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    options = ["-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib", "-m", "cuda"]
-    options += ["-v", "-rfE", "--tb=short", "--maxfail=30", "-p", "no:cacheprovider"]
-    options += ["-W", "default"]
-    return [
-        Step(
-            f"tests {path.stem.removeprefix('test_cuda_')}",
-            ([PYTHON, "-m", "pytest", str(path.relative_to(ROOT)), *options],),
-            140,
-            settings,
-        )
-        for path in files
-    ]
-
-
-def sanitizer_steps() -> list[Step]:
-    """The tools of compute-sanitizer, where they are installed."""
-    tool = find_tool("compute-sanitizer")
-    return [
-        Step(
-            f"sanitizers {name}",
-            (sanitizer_command(name, tool or "compute-sanitizer", PYTHON),),
-            140,
-            {**STRICT, **SANITIZER_ENVIRONMENT},
-            obstacle="" if tool else "there is no compute-sanitizer",
-        )
-        for name in SANITIZERS
-    ]
-
-
-def bench_step(options: argparse.Namespace, left: float) -> Step:
-    """The table, within the time that is left but for the last step."""
-    seconds = left - NCU_SECONDS
-    journal = options.logs / "bench.jsonl"
-    journal.unlink(missing_ok=True)
-    command = [PYTHON, "-m", "benchmarks.gpu_bench", "--resume", "--journal", str(journal)]
-    command += ["--until", f"{time.time() + seconds - LATE_SECONDS:.0f}"]
-    command += ["--rows", options.rows, "--output", str(options.output)]
-    return Step(
-        "bench",
-        (command,),
-        seconds,
-        STRICT,
-        silence=SILENCE_SECONDS,
-        restart_on=lambda code: code in (HUNG, LOST),
-    )
-
-
-def ncu_step(name: str, metrics: Sequence[str]) -> Step:
-    """Counters of three kernels, where ncu is installed."""
-    tool = find_tool("ncu")
-    obstacle = "" if tool else "there is no ncu"
-    return Step(name, (ncu_command(tool or "ncu", PYTHON, metrics),), 60, STRICT, obstacle=obstacle)
-
-
-def find_tool(name: str) -> str | None:
-    """A tool of the CUDA toolkit: on the path, beside nvcc, in the usual places."""
-    folders = [os.environ.get("CUDA_HOME", "") + "/bin", "/usr/local/cuda/bin"]
-    if nvcc := find_nvcc():
-        folders.append(str(Path(shutil.which(nvcc[0]) or nvcc[0]).resolve().parent))
-    places = [str(path) for path in Path("/opt/nvidia/nsight-compute").glob("*")]
-    found = (shutil.which(name, path=folder) for folder in (*folders, *sorted(places)[::-1]))
-    return shutil.which(name) or next((path for path in found if path), None)
+def _without_programs(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """A file of the archive; what was compiled stays out of it."""
+    return None if entry.isfile() and not Path(entry.name).suffix else entry
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dev.py gpu-check", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="dev.py gpu-check", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument(
-        "--only",
-        type=_names,
-        default=NAMES,
-        metavar="A[,B]",
-        help=f"steps, of {','.join(NAMES)} (default: all)",
+        "--output", type=Path, default=ROOT / "build" / "gpu-check", metavar="DIR",
+        help="the folder of all that is written (default: build/gpu-check)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wheel", type=Path, metavar="FILE", help="use a wheel that another machine has built"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=TOTAL_SECONDS, help="for all together (default: 540)"
+    )
+    parser.add_argument(
+        "--only", type=_names, default=NAMES, metavar="A[,B]", help=f"stages, of {','.join(NAMES)}"
     )
     parser.add_argument("--rows", default="", metavar="TEXT", help="of the benchmark's rows")
-    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all together")
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR"
+        "--record", action="store_true", help="copy the results into benchmarks/results"
     )
-    parser.add_argument("--logs", type=Path, default=ROOT / "build" / "gpu-check", metavar="DIR")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tiny, on the CPU: whether gpu-check itself works"
+    )
     return parser
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a GPU is and what runs on it. Imports torch and nothing of fastkd, which may not be built.
 
-python -m benchmarks.gpu_facts     the same as JSON; {"problem": ...} where there is no GPU
+python -m benchmarks.gpu_facts             the same as JSON; {"problem": ...} if there is no GPU
+python -m benchmarks.gpu_facts --dry-run   of a GPU that is only played, for gpu-check --dry-run
 """
 
 import importlib.metadata
@@ -14,6 +15,8 @@ from typing import Any
 
 from benchmarks.commands import first_line, output_of
 
+DRY_RUN = "dry run on a CPU"  # in place of a GPU's name
+SIZES = ("gpu", "capability", "multiprocessors", "l2_mib", "gpu_memory_gib")  # of a GPU
 _ASK_DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
@@ -28,6 +31,12 @@ def facts() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {"problem": f"torch {torch.__version__} sees no CUDA device"}
     return {**gpu(), **gpu_versions(), "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def dry_facts() -> dict[str, Any]:
+    """The same of a GPU that is not there: its name says so wherever it is written."""
+    chip = {"gpu": DRY_RUN, "capability": 90, "multiprocessors": 0, "l2_mib": 0.0}
+    return {**chip, "gpu_memory_gib": 0.0, **gpu_versions(), "cores": os.cpu_count()}
 
 
 def gpu(index: int = 0) -> dict[str, Any]:
@@ -88,5 +97,4 @@ def _version_of(package: str) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(facts()))
-    sys.exit(0)
+    print(json.dumps(dry_facts() if "--dry-run" in sys.argv[1:] else facts()))

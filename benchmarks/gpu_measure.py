@@ -15,12 +15,12 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.accuracy import error_geometry, errors, is_batch_mean, sliced_errors
 from benchmarks.gpu_timing import Rotation, event_clock, host_seconds, input_sets
-from benchmarks.measure import BENCH_CASES, Job, Progress, facts_of, time_figures
-from benchmarks.memory import peak_gpu_bytes
+from benchmarks.measure import Job, Progress, facts_of, time_figures
+from benchmarks.memory import peak_gpu_bytes, peak_tensor_bytes
 from benchmarks.peers import PEERS, serves
 from benchmarks.providers import FLOOR, Step, make_function, make_step
 from benchmarks.results import ON_GPU, Figures, Row
-from benchmarks.timing import Call, Clock, interleave, plan_rounds, warm_up
+from benchmarks.timing import CPU_CLOCK, Call, Clock, interleave, plan_rounds, warm_up
 
 # Of the student's tensor: below it the CPU sets the pace, and its time is measured too.
 HOST_BYTES = 1 << 16
@@ -58,20 +58,14 @@ def gpu_meters() -> Meters:
     return Meters("cuda", chip.L2_cache_size, event_clock(), peak_gpu_bytes, host_seconds, settle)
 
 
-def find_gpu_jobs(wanted: str = "") -> tuple[Job, ...]:
-    """Every case's rows for a GPU that have `wanted` in their name, as they stand in the table."""
-    jobs = (Job(case, row) for case in BENCH_CASES for row in case.gpu_bench_rows)
-    return tuple(job for job in jobs if wanted in str(job))
+def dry_meters() -> Meters:
+    """A CPU's in their place, to try the benchmark out where there is no GPU."""
 
+    def nothing() -> None:
+        pass
 
-def in_turn(jobs: Sequence[Job]) -> list[Job]:
-    """First the first row of every case, then the second: for a run that is short of time."""
-    seen: dict[str, int] = {}
-    turns = []
-    for job in jobs:
-        turns.append(seen.setdefault(str(job.case), 0))
-        seen[str(job.case)] += 1
-    return [job for _, job in sorted(zip(turns, jobs, strict=True), key=lambda pair: pair[0])]
+    host = functools.partial(host_seconds, synchronize=nothing)
+    return Meters("cpu", 4096, CPU_CLOCK, peak_tensor_bytes, host, nothing)
 
 
 def measure_on_gpu(

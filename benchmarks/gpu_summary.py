@@ -1,123 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last lines of gpu-check: what failed, what was measured. At most a hundred of them."""
+"""What gpu-check prints of its stages. Standard library only."""
 
-import dataclasses
-import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import Outcome
-from benchmarks.gpu_tools import last_line, ncu_words, sanitizer_words
+from benchmarks.commands import Outcome, last_line
+from benchmarks.gpu_facts import DRY_RUN
+from benchmarks.gpu_run import Run
+from benchmarks.gpu_stages import TEST_STAGES, journal_of
+from benchmarks.gpu_tests import Verdicts, read_journal
+from benchmarks.gpu_tools import ncu_words, sanitizer_words
 
-MOST_DETAILS = 14  # lines about failures
-MOST_OF_A_STEP = 3
-MOST_COLUMNS = 180
-LEAST_BYTES = 1 << 20  # of the student: below, torch's allocator rounds up more than a call takes
+MOST_DETAILS = 8  # lines about the failures of a stage
+MOST_COLUMNS = 200
+TABLES = ("bench", "peers")  # stages that end with the benchmark's table
 _WRONG = re.compile(r"FAILED|\berror\b|Error:", re.IGNORECASE)
-_FAILED_TEST = re.compile(r"^(?:FAILED|ERROR) (tests/\S+::.*)")
-_PYTEST_END = re.compile(r"^=+ (.* in [\d.]+s.*?) =+$")
 
 
-def status(outcome: Outcome) -> str:
-    """How a step ended, in a line."""
-    name, output = outcome.step.name, outcome.output
-    words = outcome.words if outcome.code is None else f"{outcome.words} ({outcome.seconds:.0f} s)"
-    more = ""
-    if outcome.code is None:
-        return words
-    if name.startswith("tests"):
-        ends = [found[1] for line in output.splitlines() if (found := _PYTEST_END.match(line))]
-        more = ends[-1] if ends else f"the last was {last_line(output)}"
-    elif name.startswith("sanitizers"):
-        more = sanitizer_words(output)
-    elif name.startswith("ncu"):
-        more = f"{len(ncu_words(output))} kernels" if outcome.ok else last_line(output)
-    elif name in ("build", "wrappers") or not outcome.ok:
-        more = last_line(output)
-    return f"{words}: {more}" if more else words
-
-
-def details(outcomes: Iterable[Outcome]) -> list[str]:
-    """What exactly failed: tests, wrappers, the compiler's errors. Some of each step."""
-    lines: list[str] = []
-    for outcome in outcomes:
-        if outcome.ok or outcome.code is None:
-            continue
-        output = outcome.output.splitlines()
-        if outcome.step.name.startswith("tests"):
-            wrong = [found[1] for line in output if (found := _FAILED_TEST.match(line))]
-        else:
-            wrong = [f"{outcome.step.name}: {line}" for line in output if _WRONG.search(line)]
-        lines += wrong[:MOST_OF_A_STEP]
-        if len(wrong) > MOST_OF_A_STEP:
-            lines.append(f"{outcome.step.name}: {len(wrong) - MOST_OF_A_STEP} more, in its log")
-    return lines
-
-
-def print_summary(
-    machine: dict[str, Any], outcomes: Sequence[Outcome], results: Path, begin: float
-) -> None:
-    """Print it, and keep how the steps ended in the results file of this run."""
-    checks = {outcome.step.name: status(outcome) for outcome in outcomes[1:]}
-    counters = [
-        line
-        for outcome in outcomes
-        if outcome.step.name.startswith("ncu") and outcome.ok
-        for line in ncu_words(outcome.output)
-    ]
-    failures = details(outcomes)
-    lines = [
-        "",
+def heading(machine: dict[str, Any]) -> str:
+    """The first lines: whether this was a GPU at all, and which."""
+    if machine["gpu"] == DRY_RUN:
+        return (
+            "DRY RUN on a CPU: it shows that gpu-check itself works. No GPU was used and no number "
+            "below tells anything about one.\n"
+            f"torch {machine['torch']}, nvcc {machine['nvcc']}"
+        )
+    return (
         f"{machine['gpu']}, sm_{machine['capability']}, driver {machine['driver']}, "
         f"torch {machine['torch']}, CUDA {machine['torch_cuda']}, nvcc {machine['nvcc']}, "
-        f"Triton {machine['triton']}",
-        *(f"{name}: {words}" for name, words in checks.items()),
-        *(f"  {line}" for line in failures[:MOST_DETAILS]),
-    ]
-    lines += [f"ncu: {line}" for line in counters]
-    print("\n".join(line[:MOST_COLUMNS] for line in lines))
-    checks |= {f"ncu, kernel {i}": line for i, line in enumerate(counters, 1)}
-    print(table(results, begin, checks), flush=True)
+        f"Triton {machine['triton']}"
+    )
 
 
-def table(path: Path, begin: float, checks: dict[str, str]) -> str:
-    """The short table of the results that this run recorded, which keep the checks from now on."""
-    if not path.exists() or path.stat().st_mtime < begin:
-        return "no table: the benchmark recorded nothing"
-    try:
-        from benchmarks import report  # noqa: PLC0415 - needs torch and fastkd, which may be broken
-        from benchmarks.results import results_from_json  # noqa: PLC0415
-
-        results = results_from_json(json.loads(path.read_text(encoding="utf-8")))
-        results = dataclasses.replace(results, checks=checks)
-        report.save(results, path.parent, path.stem)
-        words = [f"{report.copy_words(results)}. Commit {results.commit}.", *_fastkd_words(results)]
-        return "\n".join([*words, report.render_summary(results, rates=True)])
-    except Exception as error:  # what was measured is in the file all the same
-        return f"no table ({type(error).__name__}: {error}); see {path.name}"
+def section(run: Run, stage: str, outcomes: Sequence[Outcome]) -> str:
+    """How a stage ended: its steps, what failed, its table."""
+    lines = [f"== {stage}", *(f"{name}: {words}" for name, words in checks(run, outcomes).items())]
+    details = list(failures(run, outcomes))
+    lines += [f"  {line}" for line in details[:MOST_DETAILS]]
+    if len(details) > MOST_DETAILS:
+        lines.append(f"  and {len(details) - MOST_DETAILS} more, in the logs")
+    lines = [line[:MOST_COLUMNS] for line in lines]
+    if stage in TABLES:
+        table = run.logs / "bench.txt"
+        lines.append(table.read_text(encoding="utf-8") if table.exists() else "no row is measured")
+    return "\n".join([*lines, ""])
 
 
-def _fastkd_words(results: Any) -> list[str]:
-    """Worst error and memory of fastkd, and what short calls cost the CPU."""
-    from benchmarks.report import host_words  # noqa: PLC0415 - as above
+def checks(run: Run, outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """How steps ended, a line for each; the processes of one file of tests in a line."""
+    found: dict[str, str] = {}
+    for outcome in outcomes:
+        name = outcome.step.name
+        stage, _, rest = name.partition(" ")
+        if stage in TEST_STAGES:
+            name = f"{stage} {rest}" if rest and not rest.isdecimal() else stage
+            if name not in found:
+                found[name] = _test_words(run, [o for o in outcomes if _is_of(o, name)])
+        elif stage == "ncu" and outcome.ok and not run.dry_run:
+            for number, line in enumerate(ncu_words(outcome.output), 1):
+                found[f"{name}, kernel {number}"] = line
+        else:
+            found[name] = _words(outcome, run.dry_run)
+    return found
 
-    ours = [(row, row.providers["fastkd"]) for row in results.rows if "fastkd" in row.providers]
-    lines = [words for words in (host_words(results),) if words]
-    for dtype in dict.fromkeys(row.dtype for row, _ in ours):
-        of_dtype = [(row, each) for row, each in ours if row.dtype == dtype]
-        checked = [(row, each) for row, each in of_dtype if each.grad_error is not None]
-        if checked:
-            loss = max(each.loss_error for _, each in checked)
-            grad = max(each.grad_error for _, each in checked)
-            shares = [
-                each.peak_bytes / row.student_bytes
-                for row, each in checked
-                if row.student_bytes >= LEAST_BYTES and row.kind in ("logits", "features")
-            ]
-            lines.append(
-                f"fastkd {dtype}: loss error at most {loss:.1e}, gradient {grad:.1e}; "
-                f"memory at most {max(shares, default=0.0):.2f} gradients"
-            )
-    return lines
+
+def _is_of(outcome: Outcome, name: str) -> bool:
+    """Whether a step is a test's file or one of its parts."""
+    return re.fullmatch(rf"{re.escape(name)}( \d+)?", outcome.step.name) is not None
+
+
+def _words(outcome: Outcome, dry_run: bool) -> str:
+    name = outcome.step.name.partition(" ")[0]
+    if outcome.code is None:
+        return outcome.words
+    words = f"{outcome.words} ({outcome.seconds:.0f} s)"
+    if name == "sanitizers" and not dry_run:
+        return f"{words}: {sanitizer_words(outcome.output)}"
+    return words if name in TABLES and outcome.ok else f"{words}: {last_line(outcome.output)}"
+
+
+def _test_words(run: Run, outcomes: Sequence[Outcome]) -> str:
+    """The verdicts of all processes together."""
+    ran = [outcome for outcome in outcomes if outcome.code is not None]
+    if not ran:
+        return outcomes[0].words
+    found = _verdicts(run, outcomes)
+    counts = [list(found.outcomes.values()).count(each) for each in ("passed", "failed", "skipped")]
+    words = "{} passed, {} failed, {} skipped".format(*counts)
+    words += f", {len(found.hung)} ended without a verdict" if found.hung else ""
+    words += f", of {found.collected}"
+    seconds = max(outcome.seconds for outcome in ran)
+    state = "ok" if all(each.ok for each in ran) else "TIMED OUT" if timed_out(ran) else "FAILED"
+    quiet = not found.collected and last_line(next(o for o in ran if not o.ok).output)
+    count = f" in {len(ran)} processes" if len(ran) > 1 else ""
+    return f"{state} ({seconds:.0f} s{count}): {quiet or words}"
+
+
+def timed_out(outcomes: Iterable[Outcome]) -> bool:
+    """Whether the time was up, and nothing else was wrong."""
+    return all(each.ok or each.words == "TIMED OUT" for each in outcomes)
+
+
+def _verdicts(run: Run, outcomes: Iterable[Outcome]) -> Verdicts:
+    together = Verdicts()
+    for outcome in outcomes:
+        part = read_journal(journal_of(run, outcome.step.name))
+        together.collected += part.collected
+        together.begun |= part.begun
+        together.outcomes |= part.outcomes
+        together.failures |= part.failures
+    return together
+
+
+def failures(run: Run, outcomes: Sequence[Outcome]) -> Iterable[str]:
+    """What exactly failed: tests, wrappers, the compiler's errors."""
+    for outcome in outcomes:
+        if outcome.code is None:
+            continue
+        if outcome.step.name.partition(" ")[0] in TEST_STAGES:
+            found = _verdicts(run, [outcome])
+            yield from (f"{name}: {words}" for name, words in found.failures.items())
+            yield from (f"{name}: hung, faulted or was cut off" for name in found.hung)
+        elif not outcome.ok:
+            wrong = (line for line in outcome.output.splitlines() if _WRONG.search(line))
+            yield from (f"{outcome.step.name}: {line}" for line in wrong)

@@ -5,10 +5,15 @@ Standard library only.
 """
 
 import csv
-import itertools
+import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.commands import last_line
+from benchmarks.gpu_facts import find_nvcc
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Without its cache torch allocates each tensor by itself, and no read or write past an end is lost.
@@ -33,18 +38,25 @@ _UNITS = {
     "Mbyte": 1e6,
     "Gbyte": 1e9,
 }
-# Kernels of which gpu_calls counts as many as it says.
-PROFILED_KERNELS = "rows_|columns|angle_|_along_positions"
 # What gpu_calls prints.
-_CALLED = re.compile(r"called (\S+) (\S+) (\S+) (\d+) (\S+) (\d+)$")
+_CALLED = re.compile(r"called (\S+) (\S+) (\S+) (\d+) (\S+)$")
 _VERDICT = re.compile(r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)")
 _COMPLAINT = re.compile(r"=+ ((?:Invalid|Uninitialized|Race|Error|Warning|Barrier|Program hit).*)")
 
 
-def sanitizer_command(tool: str, sanitizer: str, python: str) -> list[str]:
-    """Small calls under one of the tools; exit status 9 where it complains."""
-    options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
-    return [sanitizer, *options, python, "-m", "benchmarks.gpu_calls", "small"]
+def find_tool(name: str) -> str | None:
+    """A tool of the CUDA toolkit: on the path, beside nvcc, in the usual places."""
+    folders = [os.environ.get("CUDA_HOME", "") + "/bin", "/usr/local/cuda/bin"]
+    if nvcc := find_nvcc():
+        folders.append(str(Path(shutil.which(nvcc[0]) or nvcc[0]).resolve().parent))
+    places = [str(path) for path in Path("/opt/nvidia/nsight-compute").glob("*")]
+    found = (shutil.which(name, path=folder) for folder in (*folders, *sorted(places)[::-1]))
+    return shutil.which(name) or next((path for path in found if path), None)
+
+
+def sanitizer_command(tool: str, sanitizer: str, program: Sequence[str]) -> list[str]:
+    """A program under one of the tools; exit status 9 where it complains."""
+    return [sanitizer, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *program]
 
 
 def sanitizer_words(output: str) -> str:
@@ -52,32 +64,32 @@ def sanitizer_words(output: str) -> str:
     lines = output.splitlines()
     verdicts = [found[1] for line in lines if (found := _VERDICT.match(line.strip()))]
     complaints = [found[1] for line in lines if (found := _COMPLAINT.match(line.strip()))]
-    count = len(list(_calls(output)))
     if not verdicts:
-        return f"{count} calls, no verdict: {last_line(output)}"
-    first = f"; first: {complaints[0]}" if complaints else ""
-    return f"{count} calls, {verdicts[-1].lower()}{first}"
+        return f"no verdict: {last_line(output)}"
+    return "; first: ".join([verdicts[-1].lower(), *complaints[:1]])
 
 
-def ncu_command(ncu: str, python: str, metrics: Sequence[str]) -> list[str]:
-    """Large calls under ncu: only the kernels that do the work, the clocks as they are."""
+def ncu_command(ncu: str, program: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """One call of a loss under ncu: only our kernels, the clocks as they are."""
     options = ["--profile-from-start", "off", "--clock-control", "none"]
-    options += ["--kernel-name", f"regex:{PROFILED_KERNELS}", "--metrics", ",".join(metrics)]
+    options += ["--kernel-name-base", "demangled", "--kernel-name", "regex:fastkd"]
+    options += ["--metrics", ",".join(metrics)]
     options += ["--csv", "--page", "raw", "--print-units", "base"]
-    return [ncu, *options, python, "-m", "benchmarks.gpu_calls", "profile"]
+    return [ncu, *options, *program]
+
+
+def has_profile(output: str) -> bool:
+    """Whether ncu has seen a kernel."""
+    return next(_kernels(output), None) is not None
 
 
 def ncu_words(output: str) -> list[str]:
-    """A line for each profiled kernel: DRAM bytes per element (triplet), how busy, how long."""
-    kernels = list(_kernels(output))
-    calls = list(_calls(output))
-    if not kernels:
+    """A line for each profiled kernel of a call: DRAM bytes per element, how busy, how long."""
+    kernels, call = list(_kernels(output)), next(_calls(output), None)
+    if call is None or not kernels:
         return [f"no kernel was profiled: {last_line(output)}"]
-    of_kernels = list(itertools.chain.from_iterable([call] * call.kernels for call in calls))
-    if len(kernels) != len(of_kernels):
-        return [f"{len(kernels)} kernels in {len(calls)} calls: see the log"]
     lines = []
-    for kernel, call in zip(kernels, of_kernels, strict=True):
+    for kernel in kernels:
         moved = _number(kernel, READ) + _number(kernel, WRITTEN)
         seconds = _number(kernel, DURATION)
         words = f"{call.name}: {moved / call.count:.2f} DRAM bytes for each {call.unit}"
@@ -85,14 +97,8 @@ def ncu_words(output: str) -> list[str]:
         for name, unit in ((XU, "% XU"), (ISSUE, "% issue"), (REGISTERS, " registers")):
             if name in kernel:
                 words += f", {_number(kernel, name):.0f}{unit}"
-        lines.append(f"{words} ({kernel['Kernel Name'].partition('<')[0].split('::')[-1]})")
+        lines.append(f"{words} ({_kernel_name(kernel['Kernel Name'])})")
     return lines
-
-
-def last_line(output: str) -> str:
-    """The last words of a program."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it said nothing"
 
 
 @dataclass(frozen=True)
@@ -100,14 +106,13 @@ class _Call:
     name: str
     count: int
     unit: str
-    kernels: int
 
 
 def _calls(output: str) -> Iterator[_Call]:
     for line in output.splitlines():
         if found := _CALLED.search(line.strip()):
-            loss, shape, dtypes, count, unit, kernels = found.groups()
-            yield _Call(f"{loss} {shape} {dtypes}", int(count), unit, int(kernels))
+            loss, shape, dtypes, count, unit = found.groups()
+            yield _Call(f"{loss} {shape} {dtypes}", int(count), unit)
 
 
 def _kernels(output: str) -> Iterator[dict[str, str]]:
@@ -124,6 +129,12 @@ def _kernels(output: str) -> Iterator[dict[str, str]]:
             if factor != 1.0 and name in record:
                 record[name] = repr(_number(record, name) * factor)
         yield record
+
+
+def _kernel_name(demangled: str) -> str:
+    """The function's own name; nvcc writes <unnamed>, others (anonymous namespace)."""
+    plain = re.sub(r"(<unnamed>|\(anonymous namespace\))::", "", demangled)
+    return re.split(r"[<(]", plain)[0].split("::")[-1]
 
 
 def _number(kernel: dict[str, str], metric: str) -> float:

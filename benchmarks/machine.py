@@ -49,15 +49,6 @@ def versions() -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """The checkout's commit, "-dirty" if files differ from it; results do not count."""
-    head = first_line("git", "rev-parse", "--short=12", "HEAD")
-    if not head:  # a copy without its history: whoever made it may tell
-        return os.environ.get("FASTKD_COMMIT", "unknown")
-    changes = first_line("git", "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
-    return f"{head}-dirty" if changes else head
-
-
 def date() -> str:
     """Today, UTC."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import ROOT, machine
 from benchmarks.command_line import exit_with
+from benchmarks.commands import commit
 from benchmarks.journal import Journal
 from benchmarks.mapped import is_wanted, measure_mapped
 from benchmarks.measure import Job, Progress, find_jobs, measure
@@ -72,7 +73,7 @@ class Settings:
         """Note in a new journal how rows are measured; ValueError if an old one's were not so."""
         mine = {
             "cpu": machine.cpu_model(),
-            "commit": machine.commit(),
+            "commit": commit(),
             "versions": machine.versions(),
             "threads": list(self.threads),
             "rounds": self.rounds,
@@ -91,7 +92,7 @@ class Settings:
 
 def run(jobs: Sequence[Job], settings: Settings, journal: Journal) -> Results:
     """Measure the rows at every thread count, or at the largest where they ask for no more."""
-    device, versions, commit = machine.device(), machine.versions(), machine.commit()
+    device, versions, revision = machine.device(), machine.versions(), commit()
     threads = settings.threads
     known = {name: row for name, row in journal.rows.items() if not row.is_disturbed}
     kept = 0
@@ -121,7 +122,7 @@ def run(jobs: Sequence[Job], settings: Settings, journal: Journal) -> Results:
                     bar.update()
     checks = {"resumed": f"{count_text(kept, 'row')} of a run before"} if kept else {}
     ordered = _in_table_order(rows, jobs)
-    return Results(machine.date(), commit, device, versions, copies, ordered, checks=checks)
+    return Results(machine.date(), revision, device, versions, copies, ordered, checks=checks)
 
 
 def _measure(

@@ -9,10 +9,8 @@ from cases import KD_LOSS, PLAIN_BATCH_CASES, BenchRow, Geometry
 from torch_cases import TORCH_CASES
 
 from benchmarks import gpu_measure
-from benchmarks.gpu_measure import Meters, measure_on_gpu
+from benchmarks.gpu_measure import Meters, dry_meters, measure_on_gpu
 from benchmarks.measure import Job
-from benchmarks.memory import peak_tensor_bytes
-from benchmarks.timing import CPU_CLOCK
 
 SMALL_JOB = Job(KD_LOSS, BenchRow(Geometry((8, 10)), torch.float32))
 MAPS_JOB = Job(KD_LOSS, BenchRow(Geometry((2, 5, 3, 4), 1), torch.bfloat16))
@@ -24,7 +22,7 @@ BATCH_JOBS = [
 
 def meters(settle: Callable[[], None] = lambda: None) -> Meters:
     """A CPU's, in place of a GPU's."""
-    return Meters("cpu", 4096, CPU_CLOCK, peak_tensor_bytes, lambda _call: 5e-5, settle)
+    return dataclasses.replace(dry_meters(), host_seconds=lambda _call: 5e-5, settle=settle)
 
 
 def measure(job: Job, providers: tuple[str, ...] = ("fastkd", "eager")) -> gpu_measure.Row:

@@ -12,6 +12,7 @@ import torch
 from benchmark_jobs import BEYOND_EAGER, ROOT, SMALL_JOB, small_job
 
 from benchmarks import machine
+from benchmarks.commands import commit
 from benchmarks.measure import measure
 from benchmarks.plot import draw
 from benchmarks.report import render_markdown, render_summary, save
@@ -27,7 +28,7 @@ def results() -> Results:
     row = dataclasses.replace(row, others_busy=0.0)
     return Results(
         machine.date(),
-        machine.commit(),
+        commit(),
         machine.device(),
         machine.versions(),
         {threads: 20e9},

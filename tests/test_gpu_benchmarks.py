@@ -2,7 +2,6 @@
 """Rows of the benchmarks for GPUs, measured on a CPU in its place."""
 
 import dataclasses
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,14 @@ from cases import (
 from gpu_jobs import BATCH_JOBS, MAPS_JOB, SMALL_JOB, measure, meters
 
 import fastkd
-from benchmarks import ROOT, accuracy, gpu_bench, gpu_measure
+from benchmarks import accuracy, gpu_measure
 from benchmarks.accuracy import errors, sliced_errors
 from benchmarks.gpu_bench import GpuJournal, measured
-from benchmarks.gpu_calls import PROFILED, profiled_calls, small_calls
-from benchmarks.gpu_measure import DeviceLostError, find_gpu_jobs, in_turn, measure_on_gpu
+from benchmarks.gpu_calls import profiled_calls, small_calls
+from benchmarks.gpu_measure import DeviceLostError, measure_on_gpu
+from benchmarks.gpu_rows import by_worth, dry_jobs, find_gpu_jobs
 from benchmarks.gpu_timing import Ceilings, input_sets
-from benchmarks.gpu_tools import PROFILED_KERNELS, _calls
+from benchmarks.gpu_tools import _calls
 from benchmarks.measure import Job
 from benchmarks.peers import serves
 from benchmarks.providers import make_function, make_step, make_steps
@@ -59,16 +59,24 @@ def test_rows_for_a_gpu_are_many_and_fit_its_memory() -> None:
     assert max(10 * job.student_bytes for job in jobs) < 60e9
 
 
-def test_the_first_row_of_every_case_comes_first() -> None:
+def test_rows_that_tell_most_come_first() -> None:
     jobs = find_gpu_jobs()
-    turns = in_turn(jobs)
-    assert sorted(map(str, turns)) == sorted(map(str, jobs))
+    ordered = by_worth(jobs)
+    assert sorted(map(str, ordered)) == sorted(map(str, jobs))
+    classes = [128256, 32000, 8192, 1000, 50257, 100, 262144, 19, 150]
+    first = [(job.case, job.bench_row.dtype, job.bench_row.geometry.classes) for job in ordered]
+    assert first[:9] == [(KD_LOSS, torch.bfloat16, each) for each in classes]
+    assert first[9:18] == [(KD_LOSS, torch.float32, each) for each in classes]
+    assert str(ordered[18]) == "rkd_loss-mean 1024x256 fp32"
     cases = {str(job.case) for job in jobs}
-    assert {str(job.case) for job in turns[: len(cases)]} == cases
-    for case in cases:
-        assert [job for job in turns if str(job.case) == case] == [
-            job for job in jobs if str(job.case) == case
-        ]
+    assert {str(job.case) for job in ordered[: 18 + len(cases) + 1]} == cases
+
+
+def test_a_dry_run_has_a_tiny_row_of_each_kind() -> None:
+    jobs = dry_jobs()
+    kinds = [job.case.family.kind for job in jobs]
+    assert sorted(kinds) == ["features", "layers", "logits", "relations"]
+    assert max(max(job.bench_row.geometry.shape) for job in jobs) <= 8
 
 
 def test_errors_of_triplets_are_taken_on_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,31 +137,36 @@ def test_a_provider_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_run_goes_on_behind_the_row_that_ended_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_bench, "GPU_PROVIDERS", ("fastkd", "eager"))
+    both = ("fastkd", "eager")
     path = tmp_path / "journal"
     first = GpuJournal(path, resume=False)
     first.keep_ceilings(Ceilings(3e12, 2e12))
     first.begin(MAPS_JOB)  # and then the process was gone
     journal = GpuJournal(path, resume=True)
-    rows = list(measured((MAPS_JOB, SMALL_JOB), meters(), journal, 1, time.time() + 60))
-    assert [row.failures for row in rows] == [{"fastkd": "hung or faulted (begin)"}, {}]
+    rows = list(measured((MAPS_JOB, SMALL_JOB), meters(), journal, 1, time.time() + 60, both))
+    assert [row.failures for row in rows] == [
+        dict.fromkeys(both, "hung or faulted (begin)"),
+        {},
+    ]
     again = GpuJournal(path, resume=True)
     assert again.ceilings == Ceilings(3e12, 2e12)
     assert again.rows == journal.rows
-    assert not list(measured((MAPS_JOB, SMALL_JOB), meters(), again, 1, time.time() + 60))
+    assert not list(measured((MAPS_JOB, SMALL_JOB), meters(), again, 1, time.time() + 60, both))
     fresh = GpuJournal(path, resume=False)
     fresh.keep_ceilings(Ceilings(3e12, 2e12))
     fresh.begin(SMALL_JOB)
     fresh.stage(SMALL_JOB, "fastkd")
     fresh.stage(SMALL_JOB, "eager")  # whose fault was the end
-    (row,) = measured((SMALL_JOB,), meters(), GpuJournal(path, resume=True), 1, time.time() + 60)
+    (row,) = measured(
+        (SMALL_JOB,), meters(), GpuJournal(path, resume=True), 1, time.time() + 60, both
+    )
     assert set(row.providers) == {"fastkd"}
     assert row.failures == {"eager": "hung or faulted"}
     fresh = GpuJournal(path, resume=False)
     fresh.keep_ceilings(Ceilings(3e12, 2e12))
-    assert not list(measured((SMALL_JOB,), meters(), fresh, 1, time.time() - 1))
+    assert not list(measured((SMALL_JOB,), meters(), fresh, 1, time.time() - 1, both))
     assert "no time left" in capsys.readouterr().out
 
 
@@ -185,24 +198,28 @@ def test_calls_for_the_tools_run() -> None:
     assert min(counts[str(case)] for case in PLAIN_CASES) >= 5
 
 
-def test_large_calls_for_the_tools_are_plain_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = [
-        dataclasses.replace(each, geometry=dataclasses.replace(each.geometry, shape=shape))
-        for each, shape in ((PROFILED[0], (2, 3)), (PROFILED[-2], (8, 2)), (PROFILED[-1], (2,) * 4))
-    ]
-    monkeypatch.setattr("benchmarks.gpu_calls.PROFILED", small)
-    assert [call.words for call in profiled_calls("cpu")] == [
-        "kd_loss 2x3 bfloat16/bfloat16 6 element 1",
-        "rkd_loss 8x2 float32/float32 512 triplet 2",
-        "attention_transfer_loss 2x2x2x2-dim1 bfloat16/bfloat16 16 element 3",
-    ]
-    for each in PROFILED:
-        assert all(re.search(PROFILED_KERNELS, kernel) for kernel in each.kernels)
+def test_a_row_is_called_for_the_tools() -> None:
+    for job in dry_jobs():
+        (call,) = profiled_calls(str(job), dry_run=True)
+        assert call.words.startswith(f"{job.case.loss} {job.bench_row.geometry} ")
 
 
-@pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the source tree is not beside the tests")
-def test_profiled_kernels_are_in_the_sources() -> None:
-    sources = (ROOT / "csrc" / "cuda").glob("*")
-    text = "".join(path.read_text(encoding="utf-8") for path in sources)
-    for each in PROFILED:
-        assert [kernel for kernel in each.kernels if kernel not in text] == []
+def test_a_later_run_adds_providers(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    first = GpuJournal(path, resume=False)
+    (row,) = measured((SMALL_JOB,), meters(), first, 1, time.time() + 60, ("fastkd",))
+    assert set(row.providers) == {"fastkd"}
+    second = GpuJournal(path, resume=True)
+    (row,) = measured((SMALL_JOB,), meters(), second, 1, time.time() + 60, ("fastkd", "eager"))
+    assert set(row.providers) == {"fastkd", "eager"}
+    third = GpuJournal(path, resume=True)
+    assert third.rows[str(SMALL_JOB)] == row
+    assert third.records[-1]["kernel"] is True
+    assert not list(measured((SMALL_JOB,), meters(), third, 1, time.time() + 60, ("eager",)))
+    third.begin(SMALL_JOB)
+    third.stage(SMALL_JOB, "time")  # where a later process ended
+    last = GpuJournal(path, resume=True)
+    asked = ("fastkd", "torch.compile")
+    (row,) = measured((SMALL_JOB,), meters(), last, 1, time.time() + 60, asked)
+    assert set(row.providers) == {"fastkd", "eager"}
+    assert row.failures == {"torch.compile": "hung or faulted (time)"}

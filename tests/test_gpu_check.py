@@ -2,15 +2,30 @@
 """The gpu-check command, as far as it runs without a GPU."""
 
 import json
+import os
+import platform
+import re
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_facts, gpu_summary, gpu_tools
+from benchmarks import (
+    gpu_check,
+    gpu_facts,
+    gpu_program,
+    gpu_run,
+    gpu_stages,
+    gpu_summary,
+    gpu_tests,
+    gpu_tools,
+    gpu_wheel,
+)
 from benchmarks.commands import TIMED_OUT, Outcome, Step, run_steps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,62 +120,202 @@ def test_a_step_has_its_environment_and_no_input(tmp_path: Path) -> None:
 
 
 @no_gpu
-def test_without_a_gpu_it_says_so_in_a_line() -> None:
+def test_without_a_gpu_it_says_so_in_a_line(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_check"],
+        [sys.executable, "-m", "benchmarks.gpu_check", "--output", str(tmp_path / "out")],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stdout.startswith("gpu-check: torch ")
-    assert done.stdout.endswith("there is nothing to check\n")
-    assert done.stdout.count("\n") == 1
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("gpu-check: torch ")
+    assert last.endswith("there is nothing to check")
 
 
-@no_gpu
-def test_all_steps_run_and_are_told_of(
+def test_a_dry_run_goes_through_every_stage(tmp_path: Path) -> None:
+    recorded = {*(ROOT / "benchmarks" / "results").iterdir()}
+    output = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_check", "--dry-run", "--output", str(output)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    summary = (output / "summary.txt").read_text(encoding="utf-8")
+    assert summary.startswith("DRY RUN on a CPU")
+    for name in gpu_check.NAMES:
+        assert f"\n== {name}\n" in summary
+    assert "FAILED" not in summary
+    assert re.search(r"\nvalues: ok \(.* in 2 processes\): [1-9]\d* passed, 0 failed", summary)
+    assert re.search(r"\nsanitizers memcheck of calls from Python: ", summary)
+    results = json.loads((output / "dry-run-on-a-cpu.json").read_text(encoding="utf-8"))
+    assert {"fastkd", "eager", "torch.compile"} <= {*results["rows"][0]["providers"]}
+    assert results["device"]["gpu"] == gpu_facts.DRY_RUN
+    assert "values" in results["checks"]
+    with tarfile.open(output / "gpu-check.tar.gz") as archive:
+        names = archive.getnames()
+    for name in ("summary.txt", "dry-run-on-a-cpu.md", "logs/values-1.log", "logs/bench.jsonl"):
+        assert f"gpu-check/{name}" in names
+    assert {*(ROOT / "benchmarks" / "results").iterdir()} == recorded
+
+
+def groups_of(run: gpu_run.Run, code: int = 0) -> dict[str, Step]:
+    """The steps of all stages, where every step ends with a code."""
+    steps: dict[str, Step] = {}
+    for stage in gpu_stages.STAGES:
+        made = stage.steps(run, time.monotonic() + 60)
+        try:
+            group = next(made)
+            while True:
+                steps |= {step.name: step for step in group}
+                group = made.send([ended(step.name, code, "") for step in group])
+        except StopIteration:
+            continue
+    return steps
+
+
+class NoProgram(gpu_program.SanitizerProgram):
+    def start(self, logs: Path, capability: int, cores: int) -> None:
+        self.asked = capability, cores
+
+    def wait(self, deadline: float) -> Path | None:
+        return Path("program")
+
+
+def run_about(tmp_path: Path) -> gpu_run.Run:
+    run = gpu_run.Run(MACHINE, tmp_path, rows="bf16", program=NoProgram())
+    run.logs.mkdir()
+    return run
+
+
+def test_stages_are_commands_for_the_chip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_stages, "find_nvcc", lambda: ["nvcc"])
+    monkeypatch.setattr(gpu_stages, "find_tool", lambda name: f"/tools/{name}")
+    run = run_about(tmp_path)
+    row = {"providers": {"fastkd": {"median": 1.0}}, "work_count": 0, "floor": None}
+    rows = [
+        {"job": f"row {size}", "kernel": size != 7, "row": row | {"ideal_bytes": size << 24}}
+        for size in (9, 3, 7, 1, 2, 5, 4, 8)
+    ]
+    text = "".join(json.dumps(each) + "\n" for each in [{"begun": "row 1"}, *rows])
+    (run.logs / "bench.jsonl").write_text(text, encoding="utf-8")
+    steps = groups_of(run)
+    assert {name.partition(" ")[0] for name in steps} == set(gpu_check.NAMES)
+    assert steps["build"].environment["FASTKD_CUDA_ARCHS"] == "90"
+    assert "-arch=sm_90" in steps["wrappers"].commands[0]
+    assert run.program.asked == (90, run.cores - 2)
+    for name, providers in (
+        ("bench", "fastkd"),
+        ("peers", "fastkd,eager,liger"),
+        ("peers compiled", "fastkd,torch.compile"),
+    ):
+        command = steps[name].commands[0]
+        assert command[command.index("--providers") + 1] == providers
+        assert command[command.index("--rows") + 1] == "bf16"
+    profiled = [step.commands[0][-1] for name, step in steps.items() if name.startswith("ncu")]
+    assert profiled[:2] == ["row 1"] * 2  # the second for bytes only; then it is not permitted
+    assert len(profiled) == 2
+    memcheck = steps["sanitizers memcheck of the program"].commands[0]
+    assert memcheck[-2:] == ["program", "brief"]
+    assert furthest(run) == ["row 1", "row 2", "row 3", "row 4", "row 5"]
+
+
+def furthest(run: gpu_run.Run) -> list[str]:
+    return gpu_stages.furthest_rows(run)[: gpu_stages.PROFILED_ROWS]
+
+
+def test_a_wheel_is_used_without_compiling(tmp_path: Path) -> None:
+    run = run_about(tmp_path)
+    run.package, run.tree = tmp_path / "wheel", tmp_path / "tree"
+    (look,) = next(gpu_stages.build(run, 0.0))
+    assert len(look.commands) == 1
+    assert look.environment["PYTHONPATH"] == str(tmp_path / "wheel")
+    assert look.folder == tmp_path / "tree"
+
+
+def wheel(folder: Path, name: str, *files: str) -> Path:
+    path = folder / name
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in files:
+            archive.writestr(file, "")
+    return path
+
+
+def test_a_wheel_that_does_not_fit_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    this, machine = f"cp{sys.version_info[0]}{sys.version_info[1]}", platform.machine()
+    module = "fastkd/_cuda.so"
+    good = wheel(tmp_path, f"fastkd-1-{this}-{this}-linux_{machine}.whl", module)
+    assert gpu_wheel.why_not(good) == ""
+    for name, files, words in (
+        (f"fastkd-1-cp38-cp38-linux_{machine}.whl", [module], "is for cp38, this Python is"),
+        (f"fastkd-1-{this}-{this}-linux_riscv.whl", [module], "is for linux_riscv, this is"),
+        (f"fastkd-2-{this}-{this}-linux_{machine}.whl", ["fastkd/_cpu.so"], "no CUDA kernels"),
+        ("other.whl", [module], "is not named as a wheel of fastkd"),
+    ):
+        bad = wheel(tmp_path, name, *files)
+        assert words in gpu_wheel.why_not(bad)
+        with pytest.raises(SystemExit):
+            gpu_check.main(["--output", str(tmp_path / "out"), "--wheel", str(bad)])
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    package, tree = gpu_wheel.unpack(good, tmp_path)
+    assert (package / module).exists()
+    assert (tree / "tests" / "cases.py").exists()
+    assert not (tree / "fastkd").exists()
+
+
+def test_a_failed_build_names_the_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu_check, "read_facts", lambda outcome: MACHINE)
-    settings = ["--logs", str(tmp_path / "logs"), "--output", str(tmp_path), "--seconds", "300"]
-    code = gpu_check.main([*settings, "--only", "bench,ncu,sanitizers"])
-    assert code == 1  # there is no GPU
-    printed = capsys.readouterr().out
-    assert "bench: FAILED (1) " in printed
-    assert "sees no CUDA device" in printed or "is built without CUDA" in printed
-    assert printed.rstrip().endswith("no table: the benchmark recorded nothing")
-    assert (tmp_path / "logs" / "bench.log").exists()
-    assert len(printed.rstrip().splitlines()) < 60
+    monkeypatch.setattr(gpu_stages, "HAS_KERNELS", "raise SystemExit('there are no kernels')")
+    monkeypatch.setattr(gpu_check.Check, "stage", lambda self, stage, _: [ended("build", 1, "")])
+    assert gpu_check.main(["--output", str(tmp_path / "out")]) == 1
+    assert "--wheel FILE" in capsys.readouterr().out
+    assert "--archs 90" in (tmp_path / "out" / "summary.txt").read_text(encoding="utf-8")
 
 
-def test_stages_are_commands_for_the_chip(tmp_path: Path) -> None:
-    options = gpu_check._parser().parse_args(["--logs", str(tmp_path), "--rows", "bf16"])
-    groups = list(gpu_check.stages(MACHINE, options, time.monotonic() + 540, [ended("x", 0, "")]))
-    steps = {step.name: step for group in groups for step in group}
-    assert {name.partition(" ")[0] for name in steps} == set(gpu_check.NAMES)
-    assert steps["build"].environment["FASTKD_CUDA_ARCHS"] == "90"
-    assert "--no-index" in steps["build"].commands[0]
-    assert "-arch=sm_90" in steps["wrappers"].commands[0]
-    assert "bf16" in steps["bench"].commands[0]
-    assert 400 < steps["bench"].seconds < 540
-    limits = [max(step.seconds for step in group) for group in groups]
-    assert sum(limits) - steps["bench"].seconds + 60 < gpu_check.TOTAL_SECONDS
-    assert [step.name for group in groups for step in group].count("ncu") == 1
-
-
-def test_a_failing_ncu_is_asked_for_less(tmp_path: Path) -> None:
-    options = gpu_check._parser().parse_args(["--logs", str(tmp_path)])
-    done: list[Outcome] = [ended("x", 0, "")]
-    names = []
-    for group in gpu_check.stages(MACHINE, options, time.monotonic() + 540, done):
-        names += [step.name for step in group]
-        done += [ended(step.name, 1 if step.name == "ncu" else 0, "") for step in group]
-    assert names[-2:] == ["ncu", "ncu bytes only"]
-
-
-def test_only_knows_its_names(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "bench,nothing"], "must be among build, wrappers"),
+        (["--dry-run", "--record"], "--record keeps what a GPU measured"),
+        (["--output", str(ROOT / "tests")], "no earlier gpu-check has written it"),
+    ],
+)
+def test_wrong_options_are_refused(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        gpu_check.main(["--only", "bench,nothing"])
-    assert "must be among build, wrappers" in capsys.readouterr().err
+        gpu_check.main(arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_tests_go_on_behind_the_one_that_ended_their_process(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import os\ndef test_a(): pass\ndef test_b(): os._exit(137)\ndef test_c(): assert 1 == 2\n"
+    )
+    journal = tmp_path / "journal.jsonl"
+    command = [sys.executable, "-m", "pytest", str(tmp_path / "test_some.py"), "-q"]
+    command += ["-c", os.devnull, "--rootdir", str(tmp_path), "-p", "benchmarks.gpu_tests"]
+    command += ["-p", "no:cacheprovider", "--journal", str(journal)]
+    step = Step(
+        "values", (command,), 60, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        restart_on=gpu_stages.goes_on,
+    )  # fmt: skip
+    outcome = run(step, tmp_path, 60)
+    found = gpu_tests.read_journal(journal)
+    assert outcome.code == 1
+    assert found.collected == 3
+    assert list(found.outcomes.values()) == ["passed", "failed"]
+    assert [name.rpartition("::")[2] for name in found.hung] == ["test_b"]
+    about = gpu_run.Run(MACHINE, tmp_path)
+    about.logs.mkdir()
+    journal.rename(gpu_stages.journal_of(about, "values"))
+    text = gpu_summary.section(about, "values", [outcome])
+    assert "1 passed, 1 failed, 0 skipped, 1 ended without a verdict, of 3" in text
+    assert "test_b: hung, faulted or was cut off" in text
+    assert "test_c: assert 1 == 2" in text
 
 
 @pytest.mark.parametrize(
@@ -184,32 +339,30 @@ def test_gpu_tests_need_no_more_than_pytest() -> None:
 # ---- what the tools say ----
 
 MEMCHECK = """========= COMPUTE-SANITIZER
-called kd_loss 9x7 bfloat16/bfloat16 63 element 0
+called kd_loss 9x7 bfloat16/bfloat16 63 element
 ========= Invalid __global__ read of size 4 bytes
 =========     at rows_in_registers+0x1a0
-called kd_loss 5x300 float32/float32 1500 element 0
 ========= ERROR SUMMARY: 2 errors
 """
 NCU = """==PROF== Connected to process 17
-called kd_loss 65536x1000 bfloat16/bfloat16 1000 element 1
-called rkd_loss 16x8 float32/float32 4000 triplet 2
+called kd_loss 65536x1000 bfloat16/bfloat16 1000 element
 ==PROF== Disconnected
 "ID","Process ID","Kernel Name","dram__bytes_read.sum","dram__bytes_write.sum",\
 "gpu__time_duration.sum","launch__registers_per_thread","sm__inst_executed_pipe_xu.avg.\
 pct_of_peak_sustained_active"
 "","","","byte","Kbyte","ns","register/thread","%"
 "0","17","void fastkd::cuda::rows_in_registers<A, B, 1>(C)","4,000","2","1,000","63","41.6"
-"1","17","void fastkd::cuda::angle_ends<A>(C)","8,000","6","2,000","64","n/a"
+"1","17","void fastkd::cuda::<unnamed>::angle_ends<A>(C)","8,000","6","2,000","64","n/a"
 "2","17","void fastkd::cuda::angle_vertices<A>(C)","4,000","0","2,000","64","n/a"
 """
 
 
 def test_sanitizer_output_is_one_line() -> None:
     assert gpu_tools.sanitizer_words(MEMCHECK) == (
-        "2 calls, error summary: 2 errors; first: Invalid __global__ read of size 4 bytes"
+        "error summary: 2 errors; first: Invalid __global__ read of size 4 bytes"
     )
     assert gpu_tools.sanitizer_words("========= RACECHECK SUMMARY: 0 hazards displayed") == (
-        "0 calls, racecheck summary: 0 hazards displayed"
+        "racecheck summary: 0 hazards displayed"
     )
     assert "no verdict: Device not supported" in gpu_tools.sanitizer_words("Device not supported")
 
@@ -220,66 +373,24 @@ def test_ncu_output_is_bytes_per_element() -> None:
         "kd_loss 65536x1000 bfloat16/bfloat16: 6.00 DRAM bytes for each element, 6 GB/s, 1 us, "
         "42% XU, 63 registers (rows_in_registers)"
     )
-    assert "3.50 DRAM bytes for each triplet" in second
-    assert "1.00 DRAM bytes for each triplet" in third
-    assert third.startswith("rkd_loss 16x8 float32/float32: ")
-    assert third.endswith("(angle_vertices)")
+    assert "14.00 DRAM bytes for each element" in second
     assert "nan% XU" in second
+    assert third.endswith("(angle_vertices)")
     assert gpu_tools.ncu_words("==ERROR== ERR_NVGPUCTRPERM") == [
         "no kernel was profiled: ==ERROR== ERR_NVGPUCTRPERM"
     ]
+    assert gpu_tools.has_profile(NCU)
+    assert not gpu_tools.has_profile("==ERROR== ERR_NVGPUCTRPERM")
 
 
-def test_pytest_output_is_its_count_and_its_failures() -> None:
-    output = (
-        "tests/test_cuda_device.py::test_maps PASSED\n"
-        "FAILED tests/test_cuda_device.py::test_maps[1] - AssertionError: loss: error 1\n"
-        "=========== 1 failed, 2306 passed in 33.10s ===========\n"
-    )
-    outcome = ended("tests device", 1, output)
-    assert gpu_summary.status(outcome) == "FAILED (1) (12 s): 1 failed, 2306 passed in 33.10s"
-    assert gpu_summary.details([outcome]) == [
-        "tests/test_cuda_device.py::test_maps[1] - AssertionError: loss: error 1"
-    ]
-    hung = ended("tests device", TIMED_OUT, "tests/test_cuda_device.py::test_long_rows[3] ")
-    assert "the last was tests/test_cuda_device.py::test_long_rows[3]" in gpu_summary.status(hung)
-
-
-def test_the_end_of_the_output_holds_all_that_matters(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recorded = ROOT / "benchmarks" / "results" / "amd-epyc-1-2-threads.json"
-    values = json.loads(recorded.read_text(encoding="utf-8"))
-    rows = [row | {"threads": 0} for row in values["rows"]][:24]
-    values |= {"rows": rows, "copy_bandwidth": {"0": 3e12}, "add_bandwidth": 2.9e12}
-    values["device"] |= {"gpu": "Chip", "multiprocessors": 1, "l2_mib": 1, "gpu_memory_gib": 1}
-    values["versions"] |= dict.fromkeys(
-        ("fastkd_cuda_archs", "driver", "torch_cuda", "triton", "nvcc"), "1"
-    )
-    path = tmp_path / "chip-1000.json"
-    path.write_text(json.dumps(values), encoding="utf-8")
-    many = "".join(f"FAILED tests/test_cuda_device.py::test_{i} - no\n" for i in range(50))
-    outcomes = [
-        ended("facts", 0, "{}"),
-        ended("build", 0, "fastkd 0.1.0 has CUDA code for 90"),
-        ended("wrappers", 1, "pack_pair FAILED\n1 of device.h's wrappers fail"),
-        *(ended(f"tests {name}", 1, many) for name in ("device", "paths", "graphs")),
-        *(ended(f"sanitizers {name}", 9, MEMCHECK) for name in gpu_tools.SANITIZERS),
-        ended("bench", 0, ""),
-        ended("ncu", 0, NCU),
-    ]
-    gpu_summary.print_summary(MACHINE, outcomes, path, 0.0)
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) <= 60  # and a line for each further row
-    assert lines[0].startswith("Chip 1000, sm_90")
-    assert "wrappers: FAILED (1) (12 s): 1 of device.h's wrappers fail" in lines
-    assert "  wrappers: pack_pair FAILED" in lines
-    for name in ("device", "paths", "graphs"):
-        assert f"  tests {name}: 47 more, in its log" in lines
-    assert any(line.startswith("ncu: kd_loss 65536x1000") for line in lines)
-    assert lines[-1].startswith("| ")
-    kept = json.loads(path.read_text(encoding="utf-8"))["checks"]
-    assert kept["build"] == "ok (12 s): fastkd 0.1.0 has CUDA code for 90"
-    assert "* build: ok" in path.with_suffix(".md").read_text(encoding="utf-8")
-    gpu_summary.print_summary(MACHINE, outcomes, path, time.time() + 9)  # of another run
-    assert "the benchmark recorded nothing" in capsys.readouterr().out
+def test_a_section_has_what_failed(tmp_path: Path) -> None:
+    about = gpu_run.Run(MACHINE, tmp_path)
+    wrong = ended("wrappers", 1, "pack_pair FAILED\n1 of device.h's wrappers fail")
+    text = gpu_summary.section(about, "wrappers", [wrong])
+    assert "wrappers: FAILED (1) (12 s): 1 of device.h's wrappers fail" in text
+    assert "  wrappers: pack_pair FAILED" in text
+    found = gpu_summary.checks(about, [ended("ncu 1", 0, NCU)])
+    assert found["ncu 1, kernel 1"].startswith("kd_loss 65536x1000")
+    tools = [ended("sanitizers memcheck", 9, MEMCHECK)]
+    assert "2 errors; first: Invalid" in gpu_summary.section(about, "sanitizers", tools)
+    assert gpu_summary.heading(MACHINE).startswith("Chip 1000, sm_90")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gpu_jobs import BATCH_JOBS, MAPS_JOB, SMALL_JOB, measure, meters
 
-from benchmarks import gpu_bench, gpu_facts, gpu_measure
+from benchmarks import gpu_bench, gpu_facts, gpu_measure, gpu_report
 from benchmarks.gpu_measure import DeviceLostError
 from benchmarks.gpu_timing import Ceilings
 from benchmarks.report import render_markdown, render_summary, save
@@ -46,15 +46,14 @@ def test_command_prints_and_records(
     capsys: pytest.CaptureFixture[str],
     results: Results,
 ) -> None:
-    monkeypatch.setattr(gpu_facts, "facts", dict)
-    monkeypatch.setattr(gpu_facts, "gpu", lambda: results.device)
+    monkeypatch.setattr(gpu_facts, "facts", lambda: results.device)
     monkeypatch.setattr(gpu_facts, "gpu_versions", lambda: results.versions)
     monkeypatch.setattr(gpu_bench, "gpu_meters", meters)
-    monkeypatch.setattr(gpu_bench, "GPU_PROVIDERS", ("fastkd", "eager"))
-    monkeypatch.setattr(gpu_bench, "find_gpu_jobs", lambda _: (SMALL_JOB, MAPS_JOB))
-    monkeypatch.setattr(gpu_bench, "measure_ceilings", lambda **_: Ceilings(3e12, 2e12))
+    monkeypatch.setattr(gpu_bench, "gpu_jobs", lambda *_: (SMALL_JOB, MAPS_JOB))
+    monkeypatch.setattr(gpu_bench, "measure_ceilings", lambda *_, **__: Ceilings(3e12, 2e12))
     journal = tmp_path / "logs" / "journal"
     settings = ["--output", str(tmp_path), "--journal", str(journal), "--rounds", "2"]
+    settings += ["--providers", "fastkd,eager"]
     assert gpu_bench.main(settings) == 0
     printed = capsys.readouterr().out
     assert "8x10 fp32: fastkd, eager, time, errors, " in printed
@@ -63,6 +62,7 @@ def test_command_prints_and_records(
     assert [row.shape for row in record.rows] == [(8, 10), (2, 5, 3, 4)]
     assert record.copy_bandwidth == {ON_GPU: 3e12}
     assert (tmp_path / "chip-1000.md").exists()
+    assert "| 8x10 " in journal.with_suffix(".txt").read_text()
 
     def lost(*_: object, **__: object) -> gpu_measure.Row:
         raise DeviceLostError("fastkd: an illegal memory access was encountered")
@@ -72,7 +72,9 @@ def test_command_prints_and_records(
     assert gpu_bench.main([*settings, "--resume"]) == gpu_bench.LOST  # the second row's turn
     assert gpu_bench.main([*settings, "--resume"]) == 0
     record = results_from_json(json.loads((tmp_path / "chip-1000.json").read_text()))
-    assert [row.failures for row in record.rows] == 2 * [{"fastkd": "hung or faulted (begin)"}]
+    assert [row.failures for row in record.rows] == [
+        dict.fromkeys(("fastkd", "eager"), "hung or faulted (begin)") for _ in range(2)
+    ]
 
 
 def test_recorded_gpu_file_is_read_back_whole(results: Results) -> None:
@@ -93,6 +95,19 @@ def test_gpu_table_shows_the_share_of_a_copy(results: Results) -> None:
     assert "Time of the CPU to queue one call: 8x10 fp32: fastkd 50.0 µs" in text
     assert "* tests: ok" in text
     assert "Chip 1000" in text
+
+
+def test_checks_become_part_of_the_results(results: Results, tmp_path: Path) -> None:
+    pytest.importorskip("benchmarks.plot", reason="matplotlib draws")
+    save(dataclasses.replace(results, checks={}), tmp_path, "chip")
+    checks = tmp_path / "checks.json"
+    checks.write_text(json.dumps({"values": "ok (9 s)"}), encoding="utf-8")
+    assert gpu_report.main([str(tmp_path / "chip.json"), "--checks", str(checks)]) == 0
+    kept = results_from_json(json.loads((tmp_path / "chip.json").read_text()))
+    assert kept.checks == {"values": "ok (9 s)"}
+    assert "* values: ok" in (tmp_path / "chip.md").read_text()
+    assert (tmp_path / "chip.png").exists()
+    assert "fastkd fp32: loss error at most" in gpu_report.render_rates(kept)
 
 
 def test_a_gpu_row_without_figures_is_written_too(results: Results, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import ROOT
 
+NAMES = ("fastkd", "fastkd_cu12")  # of wheels for CUDA 13 and for CUDA 12
 # What runs beside an unpacked wheel: fastkd is not among it, so that the wheel's is imported.
 BESIDE = ("tests", "benchmarks", "pyproject.toml")
 
@@ -21,7 +22,7 @@ def why_not(wheel: Path) -> str:
     if not zipfile.is_zipfile(wheel):
         return f"{wheel} is no wheel"
     name = wheel.name.removesuffix(".whl").split("-")
-    if len(name) < 5 or name[0] != "fastkd":
+    if len(name) < 5 or name[0] not in NAMES:
         return f"{wheel.name} is not named as a wheel of fastkd, fastkd-VERSION-PYTHON-ABI-PLATFORM"
     python, target = f"cp{sys.version_info[0]}{sys.version_info[1]}", name[-1]
     if name[-3] != python:

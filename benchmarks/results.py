@@ -63,8 +63,14 @@ class Row:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether other processes took a share of the CPUs that can spoil the times."""
-        return self.others_busy is not None and self.others_busy > BUSY
+        """Whether other processes took a share of the CPUs that can spoil the times.
+
+        A GPU keeps its own time, but for calls so short that the CPU sets their pace.
+        """
+        paced_by_cpu = self.threads != ON_GPU or any(
+            figures.host_seconds is not None for figures in self.providers.values()
+        )
+        return paced_by_cpu and self.others_busy is not None and self.others_busy > BUSY
 
     def ratio(self, provider: str) -> float | None:
         """Median time over that of fastkd."""

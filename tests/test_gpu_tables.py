@@ -82,6 +82,17 @@ def test_recorded_gpu_file_is_read_back_whole(results: Results) -> None:
     assert results.is_gpu
 
 
+def test_a_compiler_on_the_cpu_does_not_spoil_what_a_gpu_times(results: Results) -> None:
+    (row,) = results.rows
+    busy = dataclasses.replace(row, others_busy=0.9)
+    assert busy.is_disturbed  # a short row: its calls wait for the CPU
+    figures = {
+        name: dataclasses.replace(each, host_seconds=None) for name, each in row.providers.items()
+    }
+    assert not dataclasses.replace(busy, providers=figures).is_disturbed
+    assert dataclasses.replace(busy, providers=figures, threads=1).is_disturbed
+
+
 def test_gpu_table_shows_the_share_of_a_copy(results: Results) -> None:
     summary = render_summary(results, rates=True)
     line = summary.splitlines()[-1]

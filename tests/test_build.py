@@ -237,7 +237,7 @@ def test_nvcc_that_fails_fails_the_build(
 ) -> None:
     pytest.importorskip("ninja")
     monkeypatch.setattr(native, "FOLDER", tmp_path / "build")
-    one_file = {("csrc/cuda/*.cpp", "csrc/cuda/*.cu"): ("csrc/cuda/launch.cu",)}
+    one_file = {("csrc/cuda/*.cpp", "csrc/cuda/**/*.cu"): ("csrc/cuda/launch.cu",)}
     monkeypatch.setattr(modules, "sources", lambda *patterns: one_file.get(patterns, ()))
     monkeypatch.setattr(modules, "BINDINGS", "csrc/backends/cpu.cpp")  # compiles in no time
     with pytest.raises(native.BuildError, match="FASTKD_CUDA=0 leaves the CUDA kernels out"):

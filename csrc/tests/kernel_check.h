@@ -77,7 +77,7 @@ struct Logits {
 };
 
 struct Check {
-  std::mt19937 random{0};
+  std::mt19937 random{0};  // seeded anew by each kind of check: none changes the inputs of another
   int64_t calls = 0, failures = 0;
 
   void expect(double value, double truth, double tolerance, const char* what) {

@@ -42,7 +42,6 @@ import shutil
 import signal
 import subprocess
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,13 +51,12 @@ from build_tools.environment import (
     FACTS,
     VENV,
     ask,
+    install,
     make_venv,
     missing,
     pinned,
     pip_install,
     project,
-    provide,
-    provide_nvcc,
     requirements,
     sees_gpu,
 )
@@ -73,6 +71,7 @@ from build_tools.processes import (
     side_by_side,
     step,
 )
+from build_tools.wheels import gates, wheel
 
 CPU_TORCH = "torch==2.13.0+cpu"  # no CUDA build, which takes gigabytes, has this version
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -113,14 +112,6 @@ CHECKS = {
     "clang-format": ["clang-format", "--dry-run", "--Werror"],  # and the C++ files
     "zizmor": ["zizmor", "--offline", "--quiet", ".github"],  # which an sdist has not
 }
-
-ARCHS = """
-import importlib.util, json
-spec = importlib.util.spec_from_file_location("fastkd._cuda", {module!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-print(json.dumps({{"archs": module.archs}}))
-"""
 
 
 def main() -> int:
@@ -174,7 +165,7 @@ def environment_for(command: str, arguments: Sequence[str]) -> Path:
     extras = EXTRAS.get("test --all" if wants_all(command, arguments) else command, [])
     wanted = pinned([line for extra in extras for line in requirements(extra)])
     build_tools = project()["build-system"]["requires"]
-    if command == "gpu-check" and re.search(r"--(dry-run|wheel)", " ".join(arguments)):
+    if command == "gpu-check" and any(a.startswith(("--dry-run", "--wheel")) for a in arguments):
         build_tools = []  # nothing of fastkd is compiled
     if Path(sys.prefix) != VENV and importlib.util.find_spec("torch"):
         python = Path(sys.executable)
@@ -206,12 +197,6 @@ def environment_for(command: str, arguments: Sequence[str]) -> Path:
 def wants_all(command: str, arguments: Sequence[str]) -> bool:
     """Whether all tests are asked for."""
     return command == "test" and "--all" in arguments
-
-
-def install(python: Path, title: str, wanted: Sequence[str]) -> None:
-    """Install what is missing."""
-    if missing(wanted, python):
-        step(f"installing {title}", pip_install(python, *wanted))
 
 
 def install_torch(python: Path) -> None:
@@ -302,86 +287,6 @@ def check(python: Path, names: Sequence[str]) -> int:
         print(f"{name:<13} {'FAILED' if code else 'ok'} ({time.monotonic() - start:.1f} s)")
         print(output if code else "", end="", flush=True)
     return min(failed, 1)
-
-
-def wheel(python: Path, arguments: Sequence[str]) -> int:
-    """Build a wheel into dist/ and tell what is in it."""
-    parser = argparse.ArgumentParser(prog="dev.py wheel", add_help=False)
-    parser.add_argument("--python")
-    given, arguments = parser.parse_known_args(arguments)
-    python = python_of(given.python) if given.python else python
-    made = make_wheel(python, arguments)
-    print(f"{made.relative_to(ROOT)}  {made.stat().st_size:,} bytes")
-    for entry in zipfile.ZipFile(made).infolist():
-        if entry.filename.endswith((".so", ".pyd")):
-            print(f"  {entry.filename}  {entry.file_size:,} bytes")
-    module = cuda_module(made)
-    if module:
-        print(f"  CUDA code for {ask(python, ARCHS.format(module=str(module)))['archs']}")
-    return 0
-
-
-def make_wheel(python: Path, arguments: Sequence[str]) -> Path:
-    """Build a wheel into dist/ for a Python; the arguments but for --python."""
-    parser = argparse.ArgumentParser(prog="dev.py wheel", add_help=False)
-    parser.add_argument("--cuda", action="store_true")
-    parser.add_argument("--archs")
-    given, others = parser.parse_known_args(arguments)
-    wishes = {"FASTKD_NATIVE": "1", "FASTKD_CUDA": os.environ.get("FASTKD_CUDA", "0")}
-    if given.archs and not given.cuda:
-        raise Failure("wheel: --archs names the chips of --cuda, which is not given")
-    if given.archs:
-        wishes["FASTKD_CUDA_ARCHS"] = given.archs
-    if given.cuda:
-        wishes["FASTKD_CUDA"] = "1"
-        provide_nvcc(python)
-    for leftovers in (ROOT / "build").glob("lib*"):  # setuptools would pack what was deleted since
-        shutil.rmtree(leftovers)
-    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", "dist", *others]
-    step("building a wheel", [python, "-m", "pip", "wheel", *options, "."], **wishes)
-    wheels = sorted((ROOT / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
-    if not wheels:
-        raise Failure("pip wrote no wheel into dist/")
-    return wheels[-1]
-
-
-def python_of(version: str) -> Path:
-    """Another Python with the build tools, in an environment in build/."""
-    found = shutil.which(f"python{version}")
-    if not found or run_quietly([found, "-c", "import ensurepip, venv"])[0]:
-        raise Failure(
-            f"wheel --python {version}: no python{version} on the PATH runs and makes "
-            "environments; install one, with its headers"
-        )
-    folder = ROOT / "build" / f"python{version}"
-    if not (folder / "bin" / "python").exists():
-        step(f"making {folder.relative_to(ROOT)}", [found, "-m", "venv", folder])
-    python = folder / "bin" / "python"
-    install(python, "the build tools", pinned(project()["build-system"]["requires"]))
-    return python
-
-
-def cuda_module(made: Path) -> Path | None:
-    """fastkd._cuda out of a wheel, in build/wheel; None where the wheel has none."""
-    with zipfile.ZipFile(made) as archive:
-        for name in archive.namelist():
-            if name.startswith("fastkd/_cuda."):
-                return Path(archive.extract(name, ROOT / "build" / "wheel"))
-    return None
-
-
-def gates(python: Path, arguments: Sequence[str]) -> int:
-    """Read the machine code of a wheel's CUDA kernels; what it may cost is in the tests."""
-    provide(
-        python,
-        "cuda-gates",
-        there=not missing(project()["dependency-groups"]["cuda-gates"], python),
-    )
-    module = cuda_module(make_wheel(python, ["--cuda"]))
-    if "--write" in arguments:
-        return watch([python, "tests/cuda_code.py", str(module)], "gates")
-    os.environ["FASTKD_CUDA_MODULE"] = str(module)
-    return watch([python, "-m", "pytest", "tests/test_cuda_gates.py", *arguments], "gates")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 A kernel that faults takes its process with it, and one that hangs must be killed: each row is
 kept as soon as it is known, and a run with --resume goes on behind the row that ended the last one.
 
---providers measures some providers only. A later run with --resume and others adds them to the
-rows: so that fastkd's time is known of every row before anything slow is asked for.
+--providers measures some providers only, so that fastkd's time is known of every row before
+anything slow is asked for. A later run with --resume and others measures what a row has once more
+beside them: all times of a row are of the same rounds.
 """
 
 import argparse
@@ -151,10 +152,7 @@ def measured(
     until: float,
     providers: Sequence[str] = GPU_PROVIDERS,
 ) -> Iterator[Row]:
-    """Measure what the journal lacks of some providers.
-
-    fastkd is measured again beside providers that are new in a row, turn by turn.
-    """
+    """Measure what the journal lacks of some providers, turn by turn with those that a row has."""
     for job in jobs:
         name = str(job)
         known = journal.rows.get(name) or new_row(job, failures={})
@@ -165,7 +163,7 @@ def measured(
         if set(ended) - OTHERS:
             row = new_row(job, failures=dict.fromkeys(new, f"{HUNG} ({ended[-1]})"))
         elif time.time() < until:
-            asked = [each for each in providers if each in new or each in known.providers]
+            asked = [each for each in GPU_PROVIDERS if each in new or each in known.providers]
             row = _measure_one(job, meters, journal, rounds, asked, ended)
         else:
             print(f"no time left for {name}", flush=True)
@@ -182,14 +180,9 @@ def _is_new(provider: str, job: Job, known: Row) -> bool:
 
 
 def _joined(known: Row, row: Row) -> Row:
-    """What two runs found out about a row: of a provider in both, what the later one measured."""
-    if not row.providers:
-        return dataclasses.replace(known, failures={**known.failures, **row.failures})
-    return dataclasses.replace(
-        row,
-        providers={**known.providers, **row.providers},
-        failures={**known.failures, **row.failures},
-    )
+    """What is known of a row after a later run: its times, or the earlier ones if it has none."""
+    latest = row if row.providers else known
+    return dataclasses.replace(latest, failures={**known.failures, **row.failures})
 
 
 def _measure_one(

@@ -5,11 +5,10 @@
     python -m benchmarks.gpu_calls profile ROW   a row of the benchmark, by its name, between
                                                  profiler start and stop
 
-Prints a line for each call, which `gpu_tools` reads. With --dry-run at the end it runs on the CPU,
-the row tiny and nothing profiled.
+Prints a line for each call, which `gpu_tools` reads.
 """
 
-import sys
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,9 @@ import torch
 from cases import BATCH_CASES, PLAIN_CASES, PLAIN_LOGIT_CASES, Geometry, Inputs, LossCase
 from loss_case import Kind
 
+from benchmarks.command_line import exit_with
 from benchmarks.gpu_rows import gpu_jobs
+from benchmarks.measure import Job
 from benchmarks.providers import Step, make_function, make_step
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -85,15 +86,25 @@ SMALL: dict[Kind, tuple[Small, ...]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    words = [*(sys.argv[1:] if arguments is None else arguments)]
-    dry_run = words[-1:] == ["--dry-run"]
-    kind, *names = words[: len(words) - dry_run]
-    device = "cpu" if dry_run else "cuda"
-    profiling = kind == "profile"
-    for call in profiled_calls(names[0], dry_run) if profiling else small_calls(device):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_calls", description=__doc__)
+    parser.add_argument("what", choices=("small", "profile"))
+    parser.add_argument("row", nargs="?", help="of profile: the name of a row")
+    parser.add_argument("--dry-run", action="store_true", help="a CPU, a tiny row, no profiler")
+    options = parser.parse_args(arguments)
+    profiling = options.what == "profile"
+    if profiling != (options.row is not None):
+        parser.error("profile takes the name of a row, and small takes none")
+    if profiling:
+        jobs = {str(job): job for job in gpu_jobs("", options.dry_run)}
+        if options.row not in jobs:
+            names = "\n  ".join(jobs)
+            parser.error(f"there is no row {options.row!r}, there is:\n  {names}")
+    device = "cpu" if options.dry_run else "cuda"
+    calls = iter([row_call(jobs[options.row], device)]) if profiling else small_calls(device)
+    for call in calls:
         function = make_function(call.case, "fastkd")
         step = make_step(call.case, call.inputs.with_gradient(), function)
-        loss, *_ = profile(step) if profiling and not dry_run else step()
+        loss, *_ = profile(step) if profiling and not options.dry_run else step()
         print(CALLED, call.words, flush=True)
         assert loss.isfinite().item(), f"{call.words} gives {loss.item()}"
     return 0
@@ -143,14 +154,12 @@ def small_calls(device: str) -> Iterator[Call]:
             yield Call(case, small.geometry, inputs)
 
 
-def profiled_calls(name: str, dry_run: bool) -> Iterator[Call]:
+def row_call(job: Job, device: str) -> Call:
     """A row of the benchmark, made on the device."""
-    (job,) = (job for job in gpu_jobs("", dry_run) if str(job) == name)
     geometry, dtype = job.bench_row.geometry, job.bench_row.dtype
-    device = "cpu" if dry_run else "cuda"
     inputs = job.case.make_inputs(geometry, dtype, dtype, device=device)
-    yield Call(job.case, geometry, inputs)
+    return Call(job.case, geometry, inputs)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

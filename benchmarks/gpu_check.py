@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = Check(options)
     try:
         return check.run()
+    except (KeyboardInterrupt, SystemExit):
+        check.keep("Cut off here. The logs tell how far the last stage came.")
+        raise
     finally:
         check.close()
 
@@ -76,11 +79,11 @@ class Check:
         self.outcomes: list[Outcome] = []
         self.sections: list[str] = []
         self.about = Run({}, options.output, dry_run=options.dry_run, rows=options.rows)
+        for file in files_of_earlier_run(options.output):
+            file.unlink(missing_ok=True)
         for folder in (self.about.logs, options.output / "work"):
-            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        for file in [*options.output.glob("*.*")]:
-            file.unlink()
 
     def run(self) -> int:
         """All stages; the exit status."""
@@ -149,10 +152,14 @@ class Check:
         archive = output / "gpu-check.tar.gz"
         unfinished = archive.with_suffix(".part")
         with tarfile.open(unfinished, "w:gz") as tar:
-            for path in [*sorted(output.glob("*.*")), self.about.logs]:
-                if path not in (archive, unfinished):
-                    tar.add(path, f"gpu-check/{path.name}", filter=_without_programs)
+            for path in (output / "summary.txt", *self.result_files(), self.about.logs):
+                tar.add(path, f"gpu-check/{path.name}", filter=_without_programs)
         unfinished.replace(archive)
+
+    def result_files(self) -> list[Path]:
+        """What the benchmark wrote; nothing before the machine is known."""
+        known = "gpu" in self.about.machine
+        return sorted(self.about.output.glob(f"{self.about.results.stem}*")) if known else []
 
     def finish(self) -> None:
         """Write how the stages ended into the results, draw them, and record them if asked."""
@@ -164,7 +171,7 @@ class Check:
         done = self.steps([report], max(LAST_SECONDS, self.deadline - time.monotonic()))
         self.outcomes += done
         if self.options.record:
-            for path in about.output.glob(f"{about.results.stem}*"):
+            for path in self.result_files():
                 shutil.copy2(path, RECORDED)
         where = f"recorded in {RECORDED}" if self.options.record else "--record was not asked for"
         self.keep(f"All is in {about.output}, and in its gpu-check.tar.gz; {where}.")
@@ -184,8 +191,19 @@ def read_facts(outcome: Outcome) -> dict[str, Any]:
     return {"problem": f"the facts step {outcome.words}: {outcome.output.strip()[-300:]}"}
 
 
+def files_of_earlier_run(output: Path) -> list[Path]:
+    """What an earlier run wrote into its folder, by its archive; other files there stay."""
+    archive = output / "gpu-check.tar.gz"
+    try:
+        with tarfile.open(archive) as tar:
+            names = [Path(entry.name) for entry in tar if entry.isfile()]
+    except (OSError, EOFError, tarfile.TarError):  # there is none, or not a whole one
+        return []
+    return [archive, *(output / name.name for name in names if len(name.parts) == 2)]
+
+
 def _why_not_there(output: Path) -> str:
-    """Why nothing may be written into a folder, or "": what is in it would be deleted."""
+    """Why nothing may be written into a folder, or "": its logs would be deleted."""
     if output.exists() and any(output.iterdir()) and not (output / "summary.txt").exists():
         return f"--output: {output} is not empty, and no earlier gpu-check has written it"
     return ""

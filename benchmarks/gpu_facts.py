@@ -13,7 +13,7 @@ import re
 import sys
 from typing import Any
 
-from benchmarks.commands import first_line, output_of
+from benchmarks.commands import first_line
 
 DRY_RUN = "dry run on a CPU"  # in place of a GPU's name
 SIZES = ("gpu", "capability", "multiprocessors", "l2_mib", "gpu_memory_gib")  # of a GPU
@@ -85,8 +85,12 @@ def _nvcc_version() -> str:
     nvcc = find_nvcc()
     if not nvcc:
         return "none"
-    found = re.search(r"release ([\d.]+)", output_of(*nvcc, "--version"))
-    return found[1] if found else "unknown"
+    from build_tools import tools  # noqa: PLC0415 - as above, where find_nvcc has found it
+
+    try:
+        return tools.cuda_version(nvcc)
+    except SystemExit:
+        return "unknown"
 
 
 def _version_of(package: str) -> str:

@@ -235,7 +235,7 @@ def sanitizers(run: Run, end: float) -> Steps:
     program = None
     if not obstacle and not run.dry_run:
         program = run.program.wait(time.monotonic() + (end - time.monotonic()) / 3)
-    what = [str(program), "brief"] if program else run.module("gpu_calls", "small")
+    what = [str(program)] if program else run.module("gpu_calls", "small")
     yield [
         run.step(
             f"sanitizers {name} of {'the program' if program else 'calls from Python'}",

@@ -9,6 +9,7 @@ setup.py                what setuptools needs
 dev.py                  one command in an environment with fastkd built for it
   build_tools/environment  that environment, and what is installed where
   build_tools/in_place     fastkd compiled and installed in the tree
+  build_tools/wheels       wheels, and the machine code in them
   build_tools/processes    the commands that it runs
   build_tools/sanitize     the kernels under sanitizers
   build_tools/mutants      known faults (build_tools/faults), and which tests find them

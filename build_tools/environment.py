@@ -19,6 +19,7 @@ from typing import Any
 from build_tools.processes import ROOT, Failure, run_quietly, step
 
 VENV = ROOT / ".venv"
+BUILT = ROOT / "build"  # where the environments of other Pythons are
 
 FACTS = """
 import importlib.metadata, json
@@ -91,6 +92,12 @@ def missing(wanted: Sequence[str], python: str | Path) -> list[str]:
     return [requirement for requirement in wanted if not satisfied(requirement)]
 
 
+def install(python: Path, title: str, wanted: Sequence[str]) -> None:
+    """Install what is missing."""
+    if missing(wanted, python):
+        step(f"installing {title}", pip_install(python, *wanted))
+
+
 def requirements(extra: str) -> Iterator[str]:
     """The requirements of an extra of pyproject.toml."""
     for line in project()["project"]["optional-dependencies"][extra]:
@@ -120,7 +127,7 @@ def provide(python: Path, group: str, *, there: bool) -> None:
     if there:
         return
     install = pip_install(python, *wanted)
-    if VENV not in python.parents:
+    if not {VENV, BUILT} & {*python.parents}:
         install_it = shlex.join(map(str, install))
         raise Failure(
             f"this environment lacks {group} of pyproject.toml. Install it:\n    {install_it}\n"

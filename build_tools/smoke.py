@@ -50,7 +50,9 @@ def main() -> None:
     words = [str(warning.message) for warning in caught]
     said = [text for text in words if "no native CPU module" in text]
     assert len(said) == (0 if native else 1), words
-    kernels = f"{facts['cpu']} kernels, CUDA {facts['cuda_runtime']} for {facts['cuda']}"
+    kernels = f"{facts['cpu']} kernels"
+    if facts["cuda"] is not None:
+        kernels += f", CUDA {facts['cuda_runtime']} for {facts['cuda']}"
     print(
         f"smoke test: ok, fastkd {facts['version']}, torch {facts['torch']},",
         kernels if native else f"reference: {said[0]}",

@@ -9,12 +9,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import KD_LOSS, LOGIT_CASES, Geometry, Inputs, LossCase
+from cases import KD_LOSS, LOGIT_CASES, LOGITS, Geometry, Inputs, LossCase
 from devices import DEVICE, some
 from logit_cases import KD_CASES
-from test_cuda_device_kernels import assert_kernels_match
+from test_cuda_device_kernels import assert_kernels_match, every_dtype
 from test_layouts import COPIED, IN_PLACE, name, shifted, sliced, with_layout
 from test_values import (
+    BF16,
+    F16,
+    F32,
     MIXED_RUNS,
     MIXTURES,
     OTHERS,
@@ -27,12 +30,11 @@ from torch import Tensor
 
 import fastkd
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-
 pytestmark = pytest.mark.cuda
-every_case = pytest.mark.parametrize("case", some(LOGIT_CASES, 3), ids=str)
+# Those of another family need many rows (decoupled_cases.py): test_every_loss has them.
+CASES_OF_FEW_ROWS = [case for case in LOGIT_CASES if case.family is LOGITS]
+every_case = pytest.mark.parametrize("case", some(CASES_OF_FEW_ROWS, 3), ids=str)
 plain_case = pytest.mark.parametrize("case", [KD_LOSS], ids=str)
-every_dtype = pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 
 # Lanes of a warp, then a warp a row; the neighbours of each limit.
 SHORT = (1, 2, 3, 8, 10, 17, 33, 64, 100, 255, 256, 257, 300, 512, 513, 1000, 1023, 1024)

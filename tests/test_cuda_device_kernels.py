@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kernel on a real GPU: a small and a large call of each, in each type, against float64.
 
-What a GPU is asked first: some minutes of it show whether all kernels work. Short rows come first,
-because a kernel that hangs takes the tests behind it along.
+gpu-check runs these tests before all others. Short rows come first, because a kernel that hangs
+takes the tests behind it along.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,6 @@ import pytest
 import torch
 from cases import (
     ATTENTION,
-    DECOUPLED_KD_LOSS,
     KD_LOSS,
     LOGIT_CASES,
     PLAIN_PAIR_CASES,
@@ -21,15 +20,12 @@ from cases import (
     LossCase,
 )
 from devices import DEVICE, gpu_only, some
-from linear_cases import LINEAR_CASES
 from test_inplace import bits_equal, expected
 from test_layouts import channels_last, sliced, with_layout
-from test_values import assert_matches_truth
+from test_values import BF16, F16, F32, assert_matches_truth
 from torch import Tensor
 
 import fastkd
-
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 pytestmark = pytest.mark.cuda
 every_dtype = pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
@@ -54,19 +50,17 @@ MIXED = {
     "streamed_block": (Geometry((3, 1025)), Geometry((3, 50257))),
     "columns_streamed": (Geometry((2, 19, 33, 17), 1),),
 }
-# A case for each functor that csrc/cuda/kd_loss compiles, by its label.
+# A case for each functor that csrc/cuda/kd_loss compiles.
 FUNCTORS = (
-    *("t4", "t1", "t2-weighted", "t3.5-smoothed", "soft-only"),
-    *("reverse_kl", "reverse-t1", "reverse-rows"),
-    *("js", "js-beta-rows", "tv", "tv-rows"),
-    *("t3-hard-rows", DECOUPLED_KD_LOSS.label),
+    *("kd_loss-t4", "kd_loss-t1", "kd_loss-t2-weighted", "kd_loss-t3.5-smoothed"),
+    *("kd_loss-soft-only", "kd_loss-reverse_kl", "kd_loss-reverse-t1", "kd_loss-reverse-rows"),
+    *("kd_loss-js", "kd_loss-js-beta-rows", "kd_loss-tv", "kd_loss-tv-rows"),
+    *("decoupled_kd_loss-t4", "decoupled_kd_loss-t3-hard-rows"),
 )
-CASES_OF_FUNCTORS = [
-    case
-    for case in LOGIT_CASES
-    if case.loss in ("kd_loss", "decoupled_kd_loss") and case.label in FUNCTORS
-]
-every_functor = pytest.mark.parametrize("case", some(CASES_OF_FUNCTORS, 3), ids=str)
+CASES = {str(case): case for case in LOGIT_CASES}
+every_functor = pytest.mark.parametrize(
+    "case", some([CASES[name] for name in FUNCTORS], 3), ids=str
+)
 
 
 def of_kernels(kernels: dict[str, tuple[Geometry, ...]]) -> pytest.MarkDecorator:
@@ -132,13 +126,6 @@ def test_kd_loss_in_place_at_odd_addresses(dtype: torch.dtype, geometry: Geometr
 def test_topk_kd_loss(kernel_calls: list[str], dtype: torch.dtype, geometry: Geometry) -> None:
     inputs = TOPK_KD_LOSS.make_inputs(geometry, dtype).on(DEVICE)
     assert_kernels_match(kernel_calls, TOPK_KD_LOSS, inputs)
-
-
-@pytest.mark.parametrize("case", some(LINEAR_CASES, 1), ids=str)
-@every_dtype
-def test_linear_kd_loss(kernel_calls: list[str], case: LossCase, dtype: torch.dtype) -> None:
-    assert_matches_truth(case, case.make_inputs(case.geometry, dtype).on(DEVICE))
-    assert case.kernels.forward in kernel_calls
 
 
 # One tile of pairs, large tiles, several with ragged ends.

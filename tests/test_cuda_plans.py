@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import KD_LOSS, LOGIT_CASES, Geometry, LossCase
 from conftest import emulated_cuda
+from test_cuda_device_kernels import MAPS, MIXED, ROWS
 from test_cuda_kernels import WEIGHTED, kernel_ids
 from test_values import BF16, F16, F32, assert_matches_truth
 
@@ -148,3 +149,18 @@ def test_a_chip_without_room_for_a_cluster_streams(
     with emulated_cuda(capability=90, order="greedy", room_for_clusters=room) as module:
         assert_matches_truth(case, case.make_inputs(Geometry((2, classes)), BF16))
         assert (kernel in module.launched()) == (cluster <= room)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=kernel_ids)
+def test_the_device_tests_reach_the_kernels_that_they_name(
+    emulated: Any, dtype: torch.dtype
+) -> None:
+    """test_cuda_device_kernels.py cannot ask a GPU which kernel has run."""
+    other = F16 if dtype == F32 else F32
+    for kernels, teacher in ((ROWS | MAPS, dtype), (MIXED, other)):
+        for kernel, geometries in kernels.items():
+            for geometry in geometries:
+                plan = plan_for(
+                    emulated, geometry.classes, 90, dtype, teacher, None, geometry.dim == -1
+                )
+                assert plan["kernel"] == kernel, geometry

@@ -17,7 +17,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # it is no installed package
 
 import dev  # noqa: E402
-from build_tools import environment, processes  # noqa: E402
+from build_tools import environment, processes, wheels  # noqa: E402
 from build_tools.processes import Failure, Stopped  # noqa: E402
 
 
@@ -100,3 +100,11 @@ def test_requirements_are_pinned_once() -> None:
     pinned = environment.pinned(["pytest>=9", "pytest-xdist", "pytest>=9", "tqdm"])
     assert [line.partition("==")[0] for line in pinned] == ["pytest", "pytest-xdist", "tqdm"]
     assert pinned[0].startswith("pytest==9.")
+
+
+def test_chips_without_cuda_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "make_wheel", lambda *_, **__: pytest.fail("a wheel was built"))
+    with pytest.raises(Failure, match="--archs names the chips of --cuda"):
+        wheels.wheel(Path("python"), ["--archs", "90"])
+    with pytest.raises(Failure, match=r"no python9\.9 on the PATH"):
+        wheels.wheel(Path("python"), ["--cuda", "--archs", "90", "--python", "9.9"])

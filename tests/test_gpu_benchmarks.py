@@ -23,7 +23,7 @@ import fastkd
 from benchmarks import accuracy, gpu_measure
 from benchmarks.accuracy import errors, sliced_errors
 from benchmarks.gpu_bench import GpuJournal, measured
-from benchmarks.gpu_calls import profiled_calls, small_calls
+from benchmarks.gpu_calls import row_call, small_calls
 from benchmarks.gpu_measure import DeviceLostError, measure_on_gpu
 from benchmarks.gpu_rows import by_worth, dry_jobs, find_gpu_jobs
 from benchmarks.gpu_timing import Ceilings, input_sets
@@ -200,7 +200,7 @@ def test_calls_for_the_tools_run() -> None:
 
 def test_a_row_is_called_for_the_tools() -> None:
     for job in dry_jobs():
-        (call,) = profiled_calls(str(job), dry_run=True)
+        call = row_call(job, "cpu")
         assert call.words.startswith(f"{job.case.loss} {job.bench_row.geometry} ")
 
 

@@ -52,7 +52,8 @@ __device__ __forceinline__ void load_factors(const float* factor, const Runs& ru
   }
 }
 
-// A block takes every so many-th piece, so that few are launched where all return at once.
+// Block b of n takes the pieces b, b + n, ...: so few blocks are launched that it costs little if
+// all return at once.
 template <class T, Factors kFactors>
 __global__ void __launch_bounds__(kThreads)
     scale_runs(const Runs runs, const int64_t segments, const bool aligned) {
